@@ -1,0 +1,121 @@
+"""The values that pass through a delivery: message → verdicts → plan → outcome.
+
+Everything here is immutable and knows nothing but the standard library, so that any room of the house may use it.
+"""
+
+import enum
+from collections.abc import Callable
+from typing import NamedTuple
+
+INBOX = "INBOX"
+
+
+class Envelope(NamedTuple):
+    """Who sent the message and for whom it is, as the MTA said it (RFC 5321 section 2.3.1), not as its header says.
+
+    ``sender`` is "" for the null sender. ``recipient`` is ``local@domain``. ``extension`` is "" where there is none.
+    ``maildir`` is an absolute path. ``return_path`` and ``delivered_to`` are whole header lines with their newline, to
+    be put before the message where it has none yet; b"" for none. ``loop_addresses`` are what a Delivered-To below the
+    framing must not name; empty switches the check off.
+    """
+
+    sender: str
+    recipient: str
+    maildir: str
+    extension: str = ""
+    return_path: bytes = b""
+    delivered_to: bytes = b""
+    loop_addresses: tuple[str, ...] = ()
+
+
+class Finding(enum.Enum):
+    """What one scanner can say. "Could not tell" (SKIPPED, FAILED) is never CLEAN."""
+
+    CLEAN = "clean"
+    SPAM = "spam"
+    VIRUS = "virus"
+    SKIPPED = "skipped"
+    FAILED = "failed"
+
+
+class Verdict(NamedTuple):
+    """One scanner's report on one message.
+
+    ``names`` are the viruses found, or the tests that gave the score. ``score`` and ``required`` are spamd's points.
+    ``reason`` says why the message was skipped or the scanner failed, in words fit for a header; ``detail`` is the same
+    for the administrator. ``headers`` are the scanner's own header lines, each ended by LF. ``seconds`` is wall time.
+    """
+
+    scanner: str
+    finding: Finding
+    names: tuple[str, ...] = ()
+    score: float | None = None
+    required: float | None = None
+    reason: str = ""
+    detail: str = ""
+    headers: bytes = b""
+    seconds: float = 0.0
+
+
+class Verb(enum.Enum):
+    """What can be done with a message."""
+
+    FILE = "file"  # into the folder `target`
+    QUARANTINE = "quarantine"
+    FORWARD = "forward"  # to the address `target`
+    DISCARD = "discard"
+    BOUNCE = "bounce"  # `text` is what the sender reads
+    DEFER = "defer"  # `text` is what the MTA logs
+
+
+class Action(NamedTuple):
+    """One thing to do: ``target`` is a folder or an address, ``text`` a public sentence with its status code."""
+
+    verb: Verb
+    target: str = ""
+    text: str = ""
+
+
+class Plan(NamedTuple):
+    """The whole decision, made before anything is touched.
+
+    ``actions`` are done all or none. ``reason`` explains them to the mailbox's owner in one clause. ``flags`` are
+    Maildir info letters in ASCII order (maildir(5)); ``headers`` are the lines that rules add. ``spam`` is the final
+    decision, after the rules, and ``score`` the final score.
+    """
+
+    actions: tuple[Action, ...]
+    reason: str
+    flags: str = ""
+    headers: bytes = b""
+    spam: bool = False
+    score: float | None = None
+
+
+class Reply(NamedTuple):
+    """What the MTA is told: a sysexits-like exit code (0, 75, 99, 100) and one public line, "" on success."""
+
+    code: int
+    line: str = ""
+
+
+class Outcome(NamedTuple):
+    """What happened: the reply for the MTA, the plan that was carried out and a private reason where it went wrong."""
+
+    reply: Reply
+    plan: Plan
+    detail: str = ""
+
+
+class Step(NamedTuple):
+    """One sentence of the explanation of a decision; ``kind`` is scan, rule, decide, quota or perform."""
+
+    kind: str
+    text: str
+
+
+Note = Callable[[Step], object]
+
+
+def unheard(_step: Step) -> None:
+    """The Note of production: nobody listens."""
