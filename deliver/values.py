@@ -4,8 +4,8 @@ Everything here is immutable and knows nothing but the standard library, so that
 """
 
 import enum
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, Protocol
 
 INBOX = "INBOX"
 
@@ -112,6 +112,31 @@ class Step(NamedTuple):
 
     kind: str
     text: str
+
+
+class Problem(NamedTuple):
+    """One thing wrong in a configuration file. ``path`` leads to it: keys and array indices, from the top; () is the file.
+
+    A ``warning`` says what is probably meant; it does not keep the file from being used.
+    """
+
+    path: tuple[str | int, ...]
+    text: str
+    warning: bool = False
+
+
+class Content(Protocol):
+    """A message as scanners and rules see it: the bytes that will be stored, without header lines of ours."""
+
+    @property
+    def size(self) -> int:
+        """Bytes in all ``chunks``."""
+
+    def chunks(self) -> Iterator[bytes]:
+        """The bytes, in pieces of at most 256 KiB; may be called any number of times, from any thread."""
+
+    def fields(self, name: str) -> list[bytes]:
+        """The raw values (behind the colon, folding and all) of the message's own header fields of that name."""
 
 
 Note = Callable[[Step], object]
