@@ -1,0 +1,173 @@
+# make help: what there is. GNU make; each recipe is one sh script that ends at the first command that fails.
+SHELL := /bin/sh
+.SHELLFLAGS := -ec
+.ONESHELL:
+.DEFAULT_GOAL := help
+
+PREFIX ?= /usr/local
+VENV := .venv
+BIN := $(VENV)/bin
+
+# Debian's own Python first: one below a home directory cannot be read by the unprivileged users mail is delivered as.
+PYTHON := $(shell for python in /usr/bin/python3 python3 python3.13 python3.12 python3.11; do \
+	path=$$(command -v $$python) && $$path -I -c 'import sys; sys.exit(sys.version_info < (3, 11))' && echo $$path && break; \
+	done 2>/dev/null)
+
+# What the tests run for real: a program and, behind the colon, the Debian package that has it.
+PROGRAMS := clamd:clamav-daemon clamdscan:clamdscan spamd:spamd spamc:spamc /usr/lib/dovecot/imap:dovecot-imapd \
+	deliverquota.courier:courier-base strace:strace maildrop:maildrop
+
+# $(call apt-install,PACKAGES): as root, on Debian, without starting any service that comes with them
+# (invoke-rc.d(8): policy-rc.d exiting 101 forbids it).
+define apt-install
+	echo "setup: apt-get install" $(1)
+	policy=/usr/sbin/policy-rc.d
+	if [ ! -e $$policy ]; then
+		trap 'rm -f /usr/sbin/policy-rc.d' EXIT
+		printf '#!/bin/sh\nexit 101\n' >$$policy
+		chmod 755 $$policy
+	fi
+	export DEBIAN_FRONTEND=noninteractive
+	words=$$(apt-get -q update 2>&1 && apt-get -qy --no-install-recommends install $(1) 2>&1) || {
+		echo "$$words" >&2
+		exit 1
+	}
+endef
+
+# $(call virtual-environment,DIRECTORY,LOCK FILE,PIP'S WORDS FOR THIS PROJECT,WHAT TO REMOVE AFTERWARDS): the locked
+# packages and this project. What builds is there only meanwhile, locked as well, instead of pip's own unpinned choice.
+define virtual-environment
+	umask 022
+	if ! '$(1)/bin/python' -I -c 'import pip' 2>/dev/null; then
+		echo "venv: making $(1) with $(PYTHON)"
+		$(PYTHON) -I -m venv --clear '$(1)'
+	fi
+	echo "venv: installing the packages of $(2) into $(1)"
+	pip() { '$(1)/bin/python' -I -m pip --disable-pip-version-check -q "$$@"; }
+	export PIP_ROOT_USER_ACTION=ignore
+	pip install --require-hashes -r requirements-build.lock
+	pip install --require-hashes --no-build-isolation --use-pep517 -r $(2)
+	pip install --no-build-isolation --no-deps --force-reinstall $(3)
+	pip uninstall -y $(4)
+endef
+
+.PHONY: help
+help:
+	@echo 'make test                        set up what is needed, then run the tests'
+	echo 'make demo                        deliver a few messages and show what happened'
+	echo 'make install PREFIX=/usr/local   install deliver and quarantine, with their own Python packages'
+	echo 'make check                       ruff, mypy --strict, bandit'
+	echo 'make test-faults                 the slow tests: failing system calls, killed processes'
+	echo 'make bench                       measure'
+	echo 'make lock                        pin the newest packages that pyproject.toml allows'
+	echo 'make clean                       remove what was made here'
+
+.PHONY: python
+python:
+	@if [ -z '$(PYTHON)' ]; then
+		echo 'setup: deliver needs Python 3.11 or newer as python3' >&2
+		exit 1
+	fi
+	$(PYTHON) -I -c 'import ensurepip' 2>/dev/null && exit
+	if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
+		echo 'setup: $(PYTHON) cannot make virtual environments; on Debian: apt-get install python3-venv' >&2
+		exit 1
+	fi
+	$(call apt-install,python3-venv)
+
+.PHONY: programs
+programs:
+	@missing=
+	for program in $(PROGRAMS); do
+		PATH=$$PATH:/usr/sbin:/sbin command -v $${program%%:*} >/dev/null || missing="$$missing $${program#*:}"
+	done
+	[ -n "$$missing" ] || exit 0
+	if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
+		echo "setup: tests that need one of these are skipped; on Debian: apt-get install$$missing" >&2
+		exit 0
+	fi
+	$(call apt-install,$$missing)
+
+.PHONY: setup
+setup: programs $(VENV)/installed
+
+$(VENV)/installed: requirements-build.lock requirements-dev.lock pyproject.toml bin/deliver bin/quarantine | python
+	@$(call virtual-environment,$(VENV),requirements-dev.lock,-e .,setuptools)
+	touch $@
+
+.PHONY: test
+test: setup
+	@echo 'test: pytest'
+	$(BIN)/python -m pytest -q -m 'not faults and not bench'
+
+.PHONY: test-faults
+test-faults: setup
+	@echo 'test-faults: pytest'
+	$(BIN)/python -m pytest -q -m faults || [ $$? = 5 ] # 5: there is none
+
+.PHONY: bench
+bench: setup
+	@echo 'bench: pytest'
+	$(BIN)/python -m pytest -q -s -m bench || [ $$? = 5 ] # 5: there is none
+
+.PHONY: check
+check: $(VENV)/installed
+	@echo 'check: ruff'
+	$(BIN)/ruff check -q
+	echo 'check: mypy --strict'
+	$(BIN)/mypy --no-error-summary
+	echo 'check: bandit'
+	$(BIN)/bandit -q -c pyproject.toml -r deliver quarantine
+
+.PHONY: demo
+demo: setup
+	@$(BIN)/python tests/demo.py
+
+.PHONY: install
+install: python
+	@case '$(PREFIX)' in
+	/*[!A-Za-z0-9_./@%+=,-]*) echo 'install: no blanks or special characters in PREFIX, please' >&2; exit 1 ;;
+	/*) ;;
+	*) echo 'install: PREFIX must be an absolute path' >&2; exit 1 ;;
+	esac
+	umask 022
+	mkdir -p '$(PREFIX)/bin' '$(PREFIX)/lib' '$(PREFIX)/share/deliver'
+	$(call virtual-environment,$(PREFIX)/lib/deliver,requirements.lock,.,-r requirements-build.lock)
+	for command in deliver quarantine; do
+		echo "install: $(PREFIX)/bin/$$command"
+		sed 's|^home=$$|home=$(PREFIX)/lib/deliver|' bin/$$command >'$(PREFIX)/bin/'.$$command.new
+		chmod 755 '$(PREFIX)/bin/'.$$command.new
+		mv -f '$(PREFIX)/bin/'.$$command.new '$(PREFIX)/bin/'$$command # at once: mail may be arriving
+	done
+	for file in mailfilter.example.toml $(wildcard docs/*.1 docs/*.5); do
+		[ -e $$file ] || continue
+		case $$file in
+		*.[15]) to='$(PREFIX)/share/man/man'$${file##*.} ;;
+		*) to='$(PREFIX)/share/deliver' ;;
+		esac
+		echo "install: $$to/$${file##*/}"
+		mkdir -p "$$to"
+		cp -f $$file "$$to/"
+		chmod 644 "$$to/$${file##*/}"
+	done
+
+.PHONY: lock
+lock: python
+	@tools=$$(mktemp -d)
+	trap 'rm -rf "$$tools"' EXIT
+	$(PYTHON) -I -m venv "$$tools"
+	"$$tools/bin/pip" install -q uv
+	lock() {
+		echo "lock: $$1"
+		"$$tools/bin/uv" pip compile -q --upgrade --universal --python-version 3.11 --generate-hashes \
+			--custom-compile-command 'make lock' -o "$$@" pyproject.toml
+	}
+	lock requirements.lock
+	"$$tools/bin/uv" pip compile -q --upgrade --universal --python-version 3.11 --generate-hashes \
+		--custom-compile-command 'make lock' -o requirements-build.lock --group build -c requirements.lock
+	lock requirements-dev.lock --extra dev -c requirements.lock -c requirements-build.lock
+
+.PHONY: clean
+clean:
+	@rm -rf $(VENV) dist .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
