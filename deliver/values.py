@@ -115,7 +115,7 @@ class Step(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """One thing wrong in a configuration file. ``path`` leads to it: keys and array indices, from the top; () is the file.
+    """One thing wrong in a configuration. ``path`` leads to it: keys and array indices from the top; () is the whole.
 
     A ``warning`` says what is probably meant; it does not keep the file from being used.
     """
