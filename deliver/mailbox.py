@@ -1,0 +1,72 @@
+"""One recipient's mailbox for one delivery: the Maildir, its quota and its subscriptions together."""
+
+import os
+import re
+from collections.abc import Iterable
+
+from deliver import quota, subscriptions
+from deliver.maildir import Maildir, Prepared
+from deliver.rules.model import folder_problem
+from deliver.units import Limit
+
+
+class Mailbox:
+    """Raises Deferred where the Maildir cannot be opened.
+
+    ``limit`` is the site's quota where no maildirsize says one; ``warn_at`` is in percent, ``warning`` the text of the
+    warning, or a whole message that begins with header lines, as Courier's quotawarnmsg does.
+    """
+
+    def __init__(self, path: str, limit: Limit | None, warn_at: int, warning: str) -> None:
+        self._maildir = Maildir(path)
+        self._warn_at = warn_at
+        self._warning = warning
+        self._prepared: list[Prepared] = []
+        try:
+            self._usage = quota.assess(self._maildir.fd, limit)
+        except BaseException:
+            self._maildir.close()
+            raise
+
+    def has_folder(self, name: str) -> bool:
+        """Whether mail could be filed in the folder without making it."""
+        return not folder_problem(name) and self._maildir.has_folder(name)
+
+    def over_quota(self, sizes: list[tuple[str, int]]) -> str:
+        """Why messages of these sizes (folder, bytes) do not fit, in words; "" if they do."""
+        counted = [size for folder, size in sizes if quota.counts(folder)]
+        if self._usage is None or not counted or not self._usage.over(sum(counted), len(counted)):
+            return ""
+        return self._usage.words()
+
+    def prepare(self, folder: str, chunks: Iterable[bytes], flags: str = "") -> Prepared:
+        """Write and sync a message; see Maildir.prepare."""
+        prepared = self._maildir.prepare(folder, chunks, flags)
+        self._prepared.append(prepared)
+        return prepared
+
+    def settle(self) -> None:
+        """After the commit: count what was stored, warn, subscribe to folders that we made."""
+        for prepared in self._prepared:
+            if prepared.created:
+                subscriptions.subscribe(self._maildir.fd, prepared.folder)
+        if self._usage is None:
+            return
+        stored = [prepared.size for prepared in self._prepared if prepared.name and quota.counts(prepared.folder)]
+        quota.record(self._maildir.fd, self._usage, sum(stored), len(stored))
+        quota.warn(self._maildir, self._usage, self._warn_at, _warning(self._warning))
+
+    def close(self) -> None:
+        """Let go of the directory."""
+        self._maildir.close()
+
+
+def _warning(text: str) -> str:
+    if re.match(r"[!-9;-~]+:", text):
+        return text
+    head = (
+        f"From: Mail delivery <postmaster@{os.uname().nodename}>\nSubject: Your mailbox is nearly full\n"
+        "Auto-Submitted: auto-generated\nMIME-Version: 1.0\nContent-Type: text/plain; charset=utf-8\n"
+        "Content-Transfer-Encoding: 8bit\n\n"
+    )
+    return head + text
