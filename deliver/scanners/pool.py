@@ -1,0 +1,78 @@
+"""Several daemons that do the same, asked in turn within one deadline."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
+
+from deliver.scanners.address import Address
+
+_DETAIL_LIMIT = 300  # characters of one error: enough to find the cause, too few to flood the log
+
+Answer = TypeVar("Answer")
+
+
+class BadAnswer(Exception):
+    """The peer answered with an error of its own, or with nothing its protocol knows.
+
+    ``words`` follow the scanner's name in public ("answered nonsense"); the message is for the log.
+    """
+
+    def __init__(self, detail: str, words: str = "answered nonsense") -> None:
+        super().__init__(detail)
+        self.words = words
+
+
+class NoAnswer(Exception):
+    """No member of the pool answered.
+
+    ``reason`` is public and fit for a header: "clamd did not answer". ``detail`` has every member's address and error.
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason} ({detail})")
+        self.reason = reason
+        self.detail = detail
+
+
+async def first_answer(
+    name: str, addresses: Sequence[Address], seconds: float, ask: Callable[[Address, float], Awaitable[Answer]]
+) -> Answer:
+    """Return what the first member says that answers; every kind of failure passes to the next.
+
+    All members together have ``seconds``; each gets an even share of what is left, so that one that hangs leaves time
+    for the others, and the last one gets all the rest. ``ask`` takes the address and its deadline by
+    ``time.monotonic()`` (which is the event loop's clock, too). Raises NoAnswer when all have failed, with the reason
+    of the last one.
+    """
+    end = time.monotonic() + seconds
+    reason = f"{name} did not answer"
+    details = []
+    for position, address in enumerate(addresses):
+        now = time.monotonic()
+        deadline = now + max(0.0, end - now) / (len(addresses) - position)
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await ask(address, deadline)
+        except BadAnswer as error:
+            reason = f"{name} {error.words}"
+            details.append(f"{address}: {describe(error)}")
+        except TimeoutError:
+            reason = f"{name} did not answer in time"
+            details.append(f"{address}: no answer within {deadline - now:.1f} s")
+        except Exception as error:  # whatever went wrong here, the next member may still know
+            reason = f"{name} did not answer"
+            details.append(f"{address}: {describe(error)}")
+    raise NoAnswer(reason, "; ".join(details))
+
+
+def describe(error: BaseException) -> str:
+    """Name an exception in one line of ASCII for the log: its words, or where it has none its type."""
+    text = str(error)
+    words = text if isinstance(error, BadAnswer) else f"{type(error).__name__}: {text}"
+    return printable(words, _DETAIL_LIMIT)
+
+
+def printable(text: str, limit: int) -> str:
+    """Put "?" for all but printable ASCII and cut at ``limit`` characters: a peer's words, fit for a header or log."""
+    return "".join(character if " " <= character <= "~" else "?" for character in text[:limit])

@@ -1,0 +1,140 @@
+"""The aiospamc package's connections, their known faults mended: bounded answers, no TLS, sockets always closed.
+
+aiospamc 1.2.0 reads an answer of any size, closes the socket only when all went well, needs a user name when it is
+imported, and its own front end makes a TLS context for every request. The protocol is SpamAssassin's spamd/PROTOCOL.
+"""
+
+import asyncio
+import os
+import socket
+import time
+from contextlib import suppress
+from typing import NamedTuple
+
+from deliver.scanners.address import Address, TcpAddress
+from deliver.scanners.pool import BadAnswer, printable
+
+# aiospamc calls getpass.getuser() for a default we never use; for a uid without an entry in the password file (a
+# container's) that raises unless one of these variables is set.
+_named = any(os.environ.get(variable) for variable in ("LOGNAME", "USER", "LNAME", "USERNAME"))
+if not _named:
+    os.environ["LOGNAME"] = "nobody"
+try:
+    from aiospamc.client import Client
+    from aiospamc.connections import ConnectionManager, TcpConnectionManager, Timeout, UnixConnectionManager
+    from aiospamc.exceptions import AIOSpamcConnectionFailed, BadResponse
+    from aiospamc.header_values import SpamValue, UserValue
+    from aiospamc.requests import Request
+    from aiospamc.responses import ResponseException
+finally:
+    if not _named:
+        del os.environ["LOGNAME"]
+
+_BLOCK = 64 * 1024  # bytes
+_HEAD_LIMIT = 4096  # bytes of status line and headers; spamd's have some 70
+_RETRY = 0.02  # seconds
+_QUOTED = 120  # characters of a strange answer that the log shows
+
+
+class Answer(NamedTuple):
+    """spamd's answer to HEADERS: its ``Spam:`` line, and the header section of the message as spamd would write it."""
+
+    spam: bool
+    score: float
+    required: float
+    header: bytes
+
+
+class _Mended(ConnectionManager):  # type: ignore[misc]  # the package has no types
+    """What both kinds of connection share. ``limit`` is the most bytes that an answer may have."""
+
+    limit: int
+
+    async def _send(self, data: bytes) -> bytes:
+        reader, writer = await self._connect()
+        try:
+            writer.write(data)
+            writer.write_eof()
+            await writer.drain()
+            return await self._receive(reader)
+        finally:
+            # Not close(): that would wait for a peer that does not read.
+            writer.transport.abort()
+            with suppress(OSError):
+                await writer.wait_closed()
+
+    async def _receive(self, reader: asyncio.StreamReader) -> bytes:
+        answer = bytearray()
+        while block := await reader.read(_BLOCK):
+            answer += block
+            if len(answer) > self.limit:
+                raise BadAnswer(f"the answer has more than {self.limit} bytes")
+        if not answer:
+            raise BadAnswer("the connection was closed without an answer", "did not answer")
+        # The library's parser takes a cut header section for a whole one, the last of two Spam lines for the only one,
+        # and copies the whole answer once a line.
+        head, end, _ = bytes(answer[:_HEAD_LIMIT]).partition(b"\r\n\r\n")
+        if head.startswith(b"SPAMD/") and b" 0 " not in head.partition(b"\r\n")[0]:
+            return bytes(answer[:_HEAD_LIMIT])  # an error: a status line, often without any header
+        if not end or head.count(b"\r\nContent-length:") != 1 or head.count(b"\r\nSpam:") != 1:
+            raise BadAnswer(f"not an answer to HEADERS: {_quote(bytes(answer))}")
+        return bytes(answer)
+
+
+class _UnixConnection(_Mended, UnixConnectionManager):  # type: ignore[misc]
+    async def open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            connection.settimeout(0)
+            while True:
+                try:
+                    connection.connect(self.path)
+                    break
+                except BlockingIOError:
+                    # The backlog is full (connect(2), EAGAIN). The event loop's own sock_connect() would take the
+                    # socket for connected.
+                    await asyncio.sleep(_RETRY)
+            return await asyncio.open_unix_connection(sock=connection)
+        except BaseException:
+            connection.close()
+            raise
+
+
+class _TcpConnection(_Mended, TcpConnectionManager):  # type: ignore[misc]
+    pass
+
+
+async def ask_headers(address: Address, deadline: float, body: bytes, user: str, limit: int) -> Answer:
+    """Send one HEADERS request and return its answer.
+
+    ``deadline`` is by ``time.monotonic()``; ``user`` may be ""; ``limit`` is the most bytes that an answer may have.
+    Raises BadAnswer, TimeoutError or another OSError.
+    """
+    timeout = Timeout(max(0.0, deadline - time.monotonic()))
+    connection: _Mended
+    if isinstance(address, TcpAddress):
+        connection = _TcpConnection(address.host, address.port, None, timeout)
+    else:
+        connection = _UnixConnection(address.path, timeout)
+    connection.limit = limit
+    request = Request("HEADERS", headers={"User": UserValue(user)} if user else None, body=body)
+    try:
+        response = await Client(connection).request(request)
+    except AIOSpamcConnectionFailed as error:
+        raise error.__cause__ or error from None
+    except ResponseException as error:
+        words = printable(str(error), _QUOTED)
+        raise BadAnswer(f"status {error.code}: {words}", "reported an error") from error
+    except BadResponse as error:
+        # Its own text is the whole answer; the cause says what is wrong with it.
+        raise BadAnswer(f"{type(error.__cause__).__name__} in {_quote(error.args[0])}") from error
+    except ValueError as error:
+        raise BadAnswer(str(error)) from error
+    spam = response.headers.get("Spam")
+    if not isinstance(spam, SpamValue):
+        raise BadAnswer("the answer has no Spam line")
+    return Answer(spam.value, spam.score, spam.threshold, response.body)
+
+
+def _quote(answer: bytes) -> str:
+    return f'"{printable(answer[:_QUOTED].decode("latin-1"), _QUOTED)}"'

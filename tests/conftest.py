@@ -1,0 +1,28 @@
+"""Fixtures that several tests use."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import servers
+
+
+@pytest.fixture
+def scratch() -> Iterator[Path]:
+    """A fresh directory with a short path that the unprivileged user owns and root's tests can use as well."""
+    with servers.scratch() as directory:
+        yield directory
+
+
+@pytest.fixture(scope="session")
+def clamd_server() -> Iterator[servers.Server]:
+    """A real clamd that knows EICAR, for all tests together."""
+    with servers.scratch() as directory, servers.clamd(directory) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def spamd_server() -> Iterator[servers.Server]:
+    """A real spamd that knows GTUBE, for all tests together."""
+    with servers.scratch() as directory, servers.spamd(directory) as server:
+        yield server
