@@ -1,0 +1,1 @@
+"""The rule language of mailfilter.toml: read, compiled and applied."""
