@@ -1,0 +1,219 @@
+"""The door for MTAs: one message on standard input, an exit code and at most one line as the answer.
+
+Whatever happens in here ends in 0, 75, 99 or 100. Commands for people are click's and are loaded only for them.
+"""
+
+import contextlib
+import os
+import signal
+import sys
+import time
+from typing import Any, NamedTuple, NoReturn
+
+from deliver.errors import Deferred, DeliverError
+from deliver.values import Outcome, Reply
+
+COMMANDS = frozenset(
+    (
+        *"check replay doctor sample serve quota convert enable disable status adopt expire learn stats".split(),
+        *("--help", "-h", "--version"),
+    )
+)
+"""First arguments that mean a person, not an MTA, is calling."""
+
+DEADLINE = 300.0
+"""Seconds until the configuration has been read and says another: no MTA waits less than 1000 s."""
+
+GRACE = 1.0
+"""Seconds between the deadline that cleans up and the alarm that does not."""
+
+
+class Call(NamedTuple):
+    """The command line of a delivery."""
+
+    sender: str | None = None
+    recipient: str = ""
+    maildir: str = ""
+    config: str = ""
+    plain: bool = False
+    loop_check: bool = True
+    stop_after_spam: bool = False
+
+
+class Stopped(SystemExit):
+    """A signal asked us to end. asyncio lets a SystemExit through from any callback; other exceptions it keeps."""
+
+
+def main() -> None:
+    """Run as the installed command."""
+    arguments = sys.argv[1:]
+    if arguments and arguments[0] in COMMANDS:
+        from deliver.commands import cli
+
+        cli()
+        return
+    started = time.monotonic()
+    reply = Reply(75, "4.3.0 Temporary failure (#4.3.0)")
+    had_input = False
+    try:
+        had_input = _descriptors()
+        _signals()
+        _alarm(DEADLINE)
+        reply = _deliver(arguments, started, had_input)
+    except BaseException as error:
+        reply = _failed(error)
+    _leave(reply, had_input)
+
+
+def _descriptors() -> bool:
+    """Make 0, 1 and 2 exist, so that no file of ours takes their place. Whether there was a standard input."""
+    had_input = True
+    for fd in (0, 1, 2):
+        try:
+            os.fstat(fd)
+        except OSError:
+            had_input = had_input and fd != 0
+            os.open(os.devnull, os.O_RDWR)
+    return had_input
+
+
+def _signals() -> None:
+    """qmail-lspawn starts deliveries with SIGCHLD blocked, others ignore it; neither lets us wait for children."""
+    os.umask(0o077)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGXCPU, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, _stop)
+    signal.signal(signal.SIGALRM, _give_up)
+
+
+def _stop(number: int, _frame: Any) -> NoReturn:
+    raise Stopped(f"stopped by signal {number}")
+
+
+def _give_up(_number: int, _frame: Any) -> NoReturn:
+    with contextlib.suppress(OSError):
+        os.write(1, b"4.4.7 Delivery took too long (#4.4.7)\n")
+    os._exit(75)
+
+
+def _alarm(seconds: float) -> None:
+    signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.01))
+
+
+def _leave(reply: Reply, had_input: bool) -> NoReturn:
+    """Read what is left of standard input, answer, and go without waiting for any thread."""
+    from deliver.message import drain
+
+    with contextlib.suppress(BaseException):
+        if had_input:
+            drain(0)
+    if reply.line:
+        with contextlib.suppress(BaseException):
+            os.write(1, reply.line.encode("ascii", "replace") + b"\n")
+    os._exit(reply.code)
+
+
+def _failed(error: BaseException) -> Reply:
+    from deliver import exits
+
+    if not isinstance(error, DeliverError):
+        _log_failure(error)
+    return exits.from_error(error)
+
+
+def _log_failure(error: BaseException) -> None:
+    """The site's log may be what failed, so this goes to syslog."""
+    with contextlib.suppress(Exception):
+        import traceback
+
+        from deliver import log
+
+        where = traceback.extract_tb(error.__traceback__)[-1] if error.__traceback__ else None
+        log.to("syslog")(level="warning", detail=f"{type(error).__name__}: {error}", at=str(where))
+
+
+def read_arguments(arguments: list[str]) -> Call:
+    """Parse a delivery's command line. Raises Deferred: a slip in a .qmail file must not bounce mail."""
+    import getopt
+
+    try:
+        options, rest = getopt.gnu_getopt(
+            arguments,
+            "",
+            ["config=", "plain", "sender=", "recipient=", "maildir=", "no-loop-check", "stop-after-spam"],
+        )
+    except getopt.GetoptError as error:
+        raise Deferred(f"command line: {error}", "4.3.5 Mail filter is called with an unknown option") from error
+    flags = {"--plain": "plain", "--no-loop-check": "loop_check", "--stop-after-spam": "stop_after_spam"}
+    said: dict[str, Any] = {}
+    for option, value in options:
+        name = flags.get(option, option[2:])
+        said[name] = value if option not in flags else name != "loop_check"
+    addresses = [argument for argument in rest if "@" in argument]
+    if len(addresses) < len(rest) or len(rest) > 1:
+        raise Deferred(
+            f"command line: cannot make sense of {rest}", "4.3.5 Mail filter is called with unknown arguments"
+        )
+    said.setdefault("recipient", addresses[0] if addresses else "")
+    return Call(**said)
+
+
+def _deliver(arguments: list[str], started: float, had_input: bool) -> Reply:
+    import asyncio
+
+    from deliver import config, exits, log, wiring
+    from deliver.envelope import Options, envelope_of, maildir_of
+    from deliver.message import Message, Source, read_framing
+    from deliver.pipeline import deliver
+
+    write = log.to("syslog")
+    recipient = ""
+    try:
+        call = read_arguments(arguments)
+        if not had_input:
+            raise Deferred("standard input is closed", "4.3.0 Unable to read message")
+        environment = os.environ
+        settings = config.Config()
+        if not call.plain:
+            settings = config.load(config.find(call.config, environment.get("DELIVER_CONFIG", "")))
+        write = log.to(settings.log.to)
+        deadline = settings.deadline - (time.monotonic() - started)
+        _alarm(deadline + GRACE)
+        if os.geteuid() == 0:
+            write(level="warning", detail="running as root; run deliveries as the mailbox's owner")
+        site = wiring.site(settings, qmail="DTLINE" in environment, path=environment.get("PATH", ""), blocking=_at_once)
+        options = Options(call.sender, call.recipient, call.maildir, call.loop_check)
+        maildir = maildir_of(options, environment, settings.maildir)
+        source = Source.read(0, lambda: wiring.spool(maildir))
+        framing = read_framing(source.head)
+        envelope = envelope_of(options, environment, framing, maildir)
+        recipient = envelope.recipient
+        message = Message(source, framing, envelope.return_path, wiring.forgeries(settings))
+
+        async def with_deadline() -> Outcome:
+            async with asyncio.timeout(deadline):
+                return await deliver(site, message, envelope)
+
+        outcome = asyncio.new_event_loop().run_until_complete(with_deadline())
+    except TimeoutError as error:
+        write(level="warning", recipient=recipient, exit=75, detail="the overall deadline was reached")
+        raise Deferred("deadline", "4.4.7 Delivery took too long") from error
+    except DeliverError as error:
+        write(
+            level="warning", recipient=recipient, exit=exits.from_error(error).code, detail=error.detail or error.line
+        )
+        raise
+    under_qmail = all(environment.get(name) for name in ("RPLINE", "DTLINE", "UFLINE"))
+    if call.stop_after_spam and under_qmail and exits.stops_after(outcome):
+        return Reply(exits.STOP)
+    return outcome.reply
+
+
+async def _at_once(function: Any, *arguments: Any) -> Any:
+    """One message has nobody to wait for; in the main thread a signal can undo what was begun."""
+    return function(*arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""Carrying out a plan: prepare all of it, then send on, then commit; or leave nothing behind.
+
+A message is stored when `commit` has returned: linked and synced. What fails before that is undone; what fails after it
+is answered with "try again", and the copy stays: a message twice is better than none.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol
+
+from deliver.errors import Deferred
+from deliver.maildir import FolderUnusable
+from deliver.message import Message
+from deliver.values import INBOX, Action, Envelope, Note, Plan, Step, Verb, Verdict
+from quarantine.store import Held, Store
+
+
+class Prepared(Protocol):
+    """Something written and synced that can still be taken back."""
+
+    def commit(self) -> object:
+        """Make it last; raises Deferred or OSError."""
+
+    def abort(self) -> None:
+        """Take it back; never raises."""
+
+
+class Shelf(Protocol):
+    """A Maildir, as far as storing goes."""
+
+    def prepare(self, folder: str, chunks: Iterable[bytes], flags: str = "") -> Prepared:
+        """Write and sync; raises FolderUnusable or Deferred."""
+
+
+class Injector(Protocol):
+    """The MTA's way in."""
+
+    def send(self, sender: str, address: str, chunks: Iterable[bytes]) -> None:
+        """Queue a message; raises Deferred."""
+
+
+class Tools:
+    """What a plan is carried out with, for one recipient. ``subject`` and ``now`` go into the quarantine's envelope."""
+
+    def __init__(
+        self,
+        maildir: Shelf,
+        quarantine: Callable[[], Store],
+        injector: Callable[[], Injector],
+        subject: str,
+        now: float,
+    ) -> None:
+        self.maildir = maildir
+        self.quarantine = quarantine
+        self.injector = injector
+        self.subject = subject
+        self.now = now
+
+
+def perform(
+    plan: Plan, message: Message, envelope: Envelope, verdicts: tuple[Verdict, ...], tools: Tools, note: Note
+) -> Plan:
+    """Do it all or nothing. Returns the plan as it was carried out: a folder that cannot be used becomes the inbox.
+
+    Raises Deferred; the message is then stored nowhere, or where it was committed before the failure.
+    """
+    if any(action.verb is Verb.DEFER for action in plan.actions):
+        return plan
+    prepared: list[Prepared] = []
+    done: list[Action] = []
+    try:
+        for action in plan.actions:
+            if action.verb is Verb.FILE:
+                folder, part = _file(action.target, plan, message, envelope, tools, note)
+                prepared.append(part)
+                done.append(action._replace(target=folder))
+                continue
+            if action.verb is Verb.QUARANTINE:
+                prepared.append(_hold(action, plan, message, envelope, verdicts, tools))
+            done.append(action)
+        for action in plan.actions:
+            if action.verb is Verb.FORWARD:
+                content = message.forwarded(envelope.delivered_to, plan.headers)
+                tools.injector().send(envelope.sender, action.target, content)
+                note(Step("perform", f"queued for {action.target}"))
+        while prepared:
+            prepared[0].commit()
+            prepared.pop(0)
+    except OSError as error:
+        raise Deferred(f"{error.strerror}: {error.filename}" if error.filename else str(error)) from error
+    finally:
+        for part in prepared:
+            part.abort()
+    return plan._replace(actions=tuple(done))
+
+
+def _file(
+    folder: str, plan: Plan, message: Message, envelope: Envelope, tools: Tools, note: Note
+) -> tuple[str, Prepared]:
+    def content() -> Iterator[bytes]:
+        return message.stored(envelope.delivered_to, plan.headers)
+
+    if folder != INBOX:
+        try:
+            return folder, tools.maildir.prepare(folder, content(), plan.flags)
+        except FolderUnusable as error:
+            note(Step("perform", f"the folder {folder} cannot be used ({error}); the inbox is"))
+    return INBOX, tools.maildir.prepare(INBOX, content(), plan.flags)
+
+
+def _hold(
+    action: Action, plan: Plan, message: Message, envelope: Envelope, verdicts: tuple[Verdict, ...], tools: Tools
+) -> Prepared:
+    held = Held(
+        recipient=_text(envelope.recipient),
+        sender=_text(envelope.sender),
+        subject=tools.subject,
+        reason=action.text or plan.reason,
+        time=tools.now,
+        maildir=_text(envelope.maildir),
+        folder=action.target or INBOX,
+        top=message.top(envelope.delivered_to, plan.headers).decode("latin-1"),
+        verdicts=tuple(summary(verdict) for verdict in verdicts),
+    )
+    return tools.quarantine().prepare(held, message.chunks())
+
+
+def _text(value: str) -> str:
+    return value.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def summary(verdict: Verdict) -> dict[str, object]:
+    """A verdict as a JSON object, for the log, the quarantine and replay."""
+    record: dict[str, object] = {"scanner": verdict.scanner, "finding": verdict.finding.value}
+    if verdict.score is not None:
+        record["score"] = verdict.score
+    if verdict.required is not None:
+        record["required"] = verdict.required
+    if verdict.names:
+        record["names"] = list(verdict.names)
+    if verdict.reason:
+        record["reason"] = verdict.reason
+    if verdict.detail:
+        record["detail"] = verdict.detail
+    record["ms"] = round(verdict.seconds * 1000, 1)
+    return record

@@ -1,0 +1,21 @@
+"""The commands for people. Each is one module; the delivering path loads none of them."""
+
+import click
+
+from deliver import __version__
+from deliver.commands.check import check
+from deliver.commands.replay import replay
+from deliver.commands.sample import sample
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="deliver")
+def cli() -> None:
+    """Deliver mail through scanners and rules into a Maildir.
+
+    Without a command: one message on standard input, as an MTA gives it; see deliver(1).
+    """
+
+
+for command in (check, replay, sample):
+    cli.add_command(command)

@@ -1,0 +1,49 @@
+"""What the MTA is told: from a plan or an error to an exit code and one public line.
+
+0, 75 and 100 mean the same to qmail, Postfix, Exim, OpenSMTPD and Courier; every other code bounces mail somewhere.
+"""
+
+import re
+
+from deliver.errors import DeliverError, Refused
+from deliver.values import Outcome, Plan, Reply, Verb
+
+OK = 0
+TRY_AGAIN = 75
+GIVE_BACK = 100
+STOP = 99
+"""qmail-command(8): done, and the rest of .qmail is not for this message. A bounce everywhere else."""
+
+_STATUS = re.compile(r"([245]\.[0-9]{1,3}\.[0-9]{1,3}) (.*)")
+
+
+def public(line: str) -> str:
+    """A line as Postfix reads it, status code in front, and as qmail writes it, code behind."""
+    clean = re.sub(r"[^ -~]+", " ", line).strip()
+    found = _STATUS.fullmatch(clean)
+    return f"{clean} (#{found[1]})" if found else clean
+
+
+def from_plan(plan: Plan) -> Reply:
+    """The reply for a plan that was carried out."""
+    for action in plan.actions:
+        if action.verb is Verb.BOUNCE:
+            return Reply(GIVE_BACK, public(action.text))
+        if action.verb is Verb.DEFER:
+            return Reply(TRY_AGAIN, public(action.text))
+    return Reply(OK)
+
+
+def from_error(error: BaseException) -> Reply:
+    """The reply for a delivery that failed: 75, unless it is one of the three things that bounce."""
+    if isinstance(error, Refused):
+        return Reply(GIVE_BACK, public(error.line))
+    return Reply(TRY_AGAIN, public(error.line if isinstance(error, DeliverError) else "4.3.0 Temporary failure"))
+
+
+def stops_after(outcome: Outcome) -> bool:
+    """Whether --stop-after-spam applies: discarded, held, or filed as spam."""
+    verbs = {action.verb for action in outcome.plan.actions}
+    return outcome.reply.code == OK and (
+        bool(verbs & {Verb.DISCARD, Verb.QUARANTINE}) or (outcome.plan.spam and Verb.FILE in verbs)
+    )

@@ -1,0 +1,144 @@
+"""The life of a message, on one screen."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any, NamedTuple, Protocol
+
+from deliver import exits
+from deliver.actions import Injector, Prepared, Tools, perform, summary
+from deliver.config import Config, Personal
+from deliver.errors import Refused
+from deliver.log import Log
+from deliver.message import Message
+from deliver.policy import Case, decide
+from deliver.rules.model import Rule
+from deliver.scan import Scanner, scan_all
+from deliver.values import Envelope, Note, Outcome, Plan, Verdict, unheard
+from quarantine.store import Store
+
+
+class Mailbox(Protocol):
+    """One recipient's Maildir with its quota and its subscriptions."""
+
+    def has_folder(self, name: str) -> bool:
+        """See policy.Mailbox."""
+
+    def over_quota(self, sizes: list[tuple[str, int]]) -> str:
+        """See policy.Mailbox."""
+
+    def prepare(self, folder: str, chunks: Any, flags: str = "") -> Prepared:
+        """See actions.Shelf."""
+
+    def settle(self) -> None:
+        """What comes after: quota count, warning, subscriptions."""
+
+    def close(self) -> None:
+        """Let go of it; never raises."""
+
+
+class Site(NamedTuple):
+    """What deliveries of one configuration work with. Tests build one from fakes.
+
+    ``blocking`` runs a function that reads or writes disks, in a thread where others wait meanwhile.
+    """
+
+    config: Config
+    scanners: tuple[Scanner, ...]
+    personal: Callable[[Envelope], Personal]
+    mailbox: Callable[[Envelope], Mailbox]
+    quarantine: Callable[[Envelope], Store]
+    injector: Callable[[], Injector]
+    blocking: Callable[..., Awaitable[Any]]
+    log: Log
+    now: Callable[[], float]
+
+
+class Decision(NamedTuple):
+    """What is to be done with a message, and why; nothing has been touched yet."""
+
+    plan: Plan
+    verdicts: tuple[Verdict, ...]
+    mailbox: Mailbox
+
+
+async def deliver(site: Site, message: Message, envelope: Envelope, note: Note = unheard) -> Outcome:
+    """Deliver one message to one recipient. Raises Deferred or Refused; whatever else it raises means "try again"."""
+    refuse_loops(message, envelope)
+    decision = await consider(site, message, envelope, note)
+    try:
+        tools = _tools(site, envelope, message, decision.mailbox)
+        plan = await site.blocking(perform, decision.plan, message, envelope, decision.verdicts, tools, note)
+        outcome = Outcome(exits.from_plan(plan), plan)
+        try:
+            await site.blocking(decision.mailbox.settle)
+            site.log(**record(envelope, message, decision.verdicts, outcome, site.config.log.subject))
+        except BaseException as error:  # the message is where it belongs: not even a signal may change the answer now
+            site.log(level="warning", recipient=envelope.recipient, detail=f"after delivery: {error!r}")
+        return outcome
+    finally:
+        decision.mailbox.close()
+
+
+async def consider(site: Site, message: Message, envelope: Envelope, note: Note) -> Decision:
+    """Scan, read the owner's rules, decide. Touches nothing: replay does just this."""
+    verdicts = await scan_all(site.scanners, message, envelope, note)
+    mailbox = await site.blocking(site.mailbox, envelope)
+    try:
+        personal = await site.blocking(site.personal, envelope)
+        case = Case(
+            message=message,
+            envelope=envelope,
+            verdicts=verdicts,
+            config=site.config,
+            spam=personal.spam or site.config.spam,
+            rules=_in_order(site.config.rules, personal.rules),
+            filter_error=personal.error,
+            mailbox=mailbox,
+            now=site.now(),
+        )
+        return Decision(await site.blocking(decide, case, note), verdicts, mailbox)
+    except BaseException:
+        mailbox.close()
+        raise
+
+
+def refuse_loops(message: Message, envelope: Envelope) -> None:
+    """Raises Refused where the message has been delivered here before (RFC 9228; qmail-local(8))."""
+    if message.loops(envelope.loop_addresses):
+        raise Refused("5.4.6 This message is looping: it already has my Delivered-To line.")
+
+
+def _in_order(site: tuple[Rule, ...], user: tuple[Rule, ...]) -> tuple[Rule, ...]:
+    return (*(rule for rule in site if not rule.after), *user, *(rule for rule in site if rule.after))
+
+
+def _tools(site: Site, envelope: Envelope, message: Message, mailbox: Mailbox) -> Tools:
+    return Tools(mailbox, lambda: site.quarantine(envelope), site.injector, subject_of(message), site.now())
+
+
+def subject_of(message: Message) -> str:
+    """The decoded Subject, "" if there is none."""
+    from deliver.headers import decode
+
+    values = message.fields("subject")
+    return decode(values[0]) if values else ""
+
+
+def record(
+    envelope: Envelope, message: Message, verdicts: tuple[Verdict, ...], outcome: Outcome, subject: bool
+) -> dict[str, Any]:
+    """The log line of one recipient."""
+    plan = outcome.plan
+    said: dict[str, Any] = {
+        "recipient": envelope.recipient,
+        "sender": envelope.sender,
+        "size": message.size,
+        "actions": [" ".join(filter(None, (action.verb.value, action.target))) for action in plan.actions],
+        "reason": plan.reason,
+        "exit": outcome.reply.code,
+        "verdicts": [summary(verdict) for verdict in verdicts],
+    }
+    if plan.score is not None:
+        said["score"] = plan.score
+    if subject:
+        said["subject"] = subject_of(message)
+    return said

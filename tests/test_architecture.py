@@ -1,0 +1,153 @@
+"""Who imports whom, read from the source, and what a delivery may load before it knows that it needs it."""
+
+import ast
+import importlib.util
+import subprocess
+import sys
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+
+
+class Room(NamedTuple):
+    """Modules (patterns, without "deliver."), and the rooms whose modules they may import beside their own."""
+
+    modules: str
+    may_import: str
+
+
+ROOMS = {
+    # What passes through a delivery, and words and numbers for it. The standard library alone.
+    "values": Room("__init__ values errors units exits headers header_lines message rules.__init__ rules.model", ""),
+    # The life of a message. Its collaborators arrive as values, so that tests can build them.
+    "story": Room("pipeline scan policy actions rules.evaluate rules.conditions", "values"),
+    # The outside world: scanners, disk, the MTA's queue.
+    "scanners": Room("scanners.*", "values"),
+    "adapters": Room("maildir mailbox quota subscriptions forward", "values"),
+    # From files, the environment and the network to values, and back.
+    "reading": Room("config envelope positions rules.load log lmtp", "values"),
+    # The only one that knows every adapter.
+    "wiring": Room("wiring", "values story scanners adapters reading store backends"),
+    # Where a message or a person comes in.
+    "doors": Room("__main__ client service replay commands.*", "values story reading wiring"),
+    # Quarantine is a store of its own: it could serve another program.
+    "store": Room("quarantine.__init__ quarantine.store", ""),
+    "backends": Room("quarantine.files quarantine.sqlite", "store"),
+    "quarantine": Room("quarantine.*", "values story reading wiring store backends"),
+}
+
+ALSO = {
+    ("pipeline", "config"): "the settings' types",
+    ("policy", "config"): "the settings' types",
+    ("pipeline", "log"): "the log's type",
+    ("pipeline", "quarantine.store"): "the store's type",
+    ("rules.load", "rules.conditions"): "compiles what it has read, once",
+    ("actions", "maildir"): "its error for a folder that cannot be used: the inbox is the answer",
+    ("actions", "quarantine.store"): "the store's type",
+}
+"""Single imports that the rooms do not allow, and why they are right all the same."""
+
+PACKAGES = {
+    "click": "commands.* quarantine.commands quarantine.__main__",
+    "re2": "rules.conditions",
+    "tree_sitter": "positions",
+    "tree_sitter_toml": "positions",
+    "msgspec": "config rules.load replay commands.*",
+    "clamd": "scanners.*",
+    "aiospamc": "scanners.*",
+}
+"""Which modules may import which package from outside. Every other package waits for somebody to name its place."""
+
+NOT_BEFORE_NEEDED = "click tree_sitter dkim flufl dns argparse sqlite3 quarantine.sqlite"
+"""Modules that most deliveries do without. Their import costs more processor time than the rest of a delivery."""
+
+
+def sources() -> dict[str, ast.Module]:
+    """Every module of the project: "deliver.values", "deliver.rules.__init__"."""
+    found = {}
+    for package in ("deliver", "quarantine"):
+        for path in sorted((CHECKOUT / package).rglob("*.py")):
+            found[".".join(path.relative_to(CHECKOUT).with_suffix("").parts)] = ast.parse(path.read_bytes(), str(path))
+    return found
+
+
+SOURCES = sources()
+
+
+def imports(module: str) -> Iterator[str]:
+    """What ``module`` imports, at its top or late: a module of the project, or any other by its first name."""
+    for node in ast.walk(SOURCES[module]):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = importlib.util.resolve_name("." * node.level + (node.module or ""), module.rpartition(".")[0])
+            # `from deliver import quota` imports a module, `from deliver import __version__` a name in one.
+            submodules = [name for alias in node.names if is_module(name := f"{base}.{alias.name}")]
+            names = submodules if len(submodules) == len(node.names) else [base, *submodules]
+        else:
+            continue
+        for name in names:
+            first = name.partition(".")[0]
+            package = f"{name}.__init__" in SOURCES
+            yield first if first not in ("deliver", "quarantine") else f"{name}.__init__" if package else name
+
+
+def is_module(name: str) -> bool:
+    return name in SOURCES or f"{name}.__init__" in SOURCES
+
+
+def short(module: str) -> str:
+    """As the tables above write it."""
+    return module.removeprefix("deliver.")
+
+
+def matches(module: str, patterns: str) -> bool:
+    return any(fnmatchcase(module, pattern) for pattern in patterns.split())
+
+
+def room(module: str) -> str:
+    """The first room that has the module."""
+    for name, (patterns, _) in ROOMS.items():
+        if matches(module, patterns):
+            return name
+    pytest.fail(f"In which room is {module}? Add it to ROOMS.")
+
+
+def stranger(module: str, imported: str) -> str:
+    """Why ``module`` may not import ``imported``, or "" where it may."""
+    importer, name = short(module), short(imported)
+    if imported.startswith(("deliver.", "quarantine.")):
+        mine, theirs = room(importer), room(name)
+        if theirs == mine or theirs in ROOMS[mine].may_import.split() or (importer, name) in ALSO:
+            return ""
+        return f"{importer} ({mine}) imports {name} ({theirs})"
+    if imported in sys.stdlib_module_names or matches(importer, PACKAGES.get(imported, "")):
+        return ""
+    return f"{importer} imports {imported}: PACKAGES has another place for it, or none"
+
+
+def test_modules_import_what_their_room_may() -> None:
+    strangers = {why for module in SOURCES for imported in imports(module) if (why := stranger(module, imported))}
+    assert not strangers, "\n".join(sorted(strangers))
+
+
+def test_exceptions_are_needed() -> None:
+    needed = {(short(module), short(imported)) for module in SOURCES for imported in imports(module)}
+    assert set(ALSO) <= needed
+
+
+def test_delivery_loads_little() -> None:
+    # Isolated, and from this checkout whatever is installed.
+    script = (
+        "import importlib.util, sys; sys.path.insert(0, sys.argv[1])\n"
+        "for name in ('deliver.__main__', 'deliver.wiring', 'deliver.pipeline'): importlib.import_module(name)\n"
+        "print(*sorted(set(sys.argv[2:]) & set(sys.modules)))"
+    )
+    words = [sys.executable, "-I", "-c", script, CHECKOUT, *NOT_BEFORE_NEEDED.split()]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("\n", "")

@@ -1,0 +1,178 @@
+"""The configuration: every error at once and with its line; the example says the defaults; users get what they may."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from deliver import config
+from deliver.config import Clamd, Config, Spamd
+from deliver.errors import NotConfigured
+
+EXAMPLE = Path(__file__).parent.parent / "mailfilter.example.toml"
+
+
+def check(path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """`deliver check` as a process."""
+    command = [sys.executable, "-m", "deliver", "check", *arguments, str(path)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_the_example_says_the_defaults() -> None:
+    """Every key of it has the value that the code has without it."""
+    settings, problems = config.read(str(EXAMPLE))
+    assert problems == []
+    assert settings is not None
+    expected = Config(clamd=Clamd(), spamd=Spamd())
+    for name in Config.__struct_fields__:
+        if name not in ("rules", "quota"):
+            assert getattr(settings, name) == getattr(expected, name), name
+    assert msgspec.structs.replace(settings.quota, warning="") == msgspec.structs.replace(expected.quota, warning="")
+    assert settings.quota.warning.split() == expected.quota.warning.split()
+
+
+def test_the_example_has_every_key() -> None:
+    """A key that is not there cannot be found by an admin."""
+    text = EXAMPLE.read_text()
+    for table in (Config, Clamd, Spamd, *(type(value) for value in msgspec.structs.astuple(Config()))):
+        if isinstance(table, type) and issubclass(table, msgspec.Struct):
+            for field in msgspec.structs.fields(table):
+                name = field.encode_name
+                assert re.search(rf"(?m)^(\[{name}\]|{name} = |\[\[rule\]\])", text) or name in ("rules", "users"), name
+
+
+def test_every_error_is_reported_with_its_line(tmp_path: Path) -> None:
+    """FILE:LINE: words, in order, with a suggestion."""
+    path = tmp_path / "site.toml"
+    path.write_text(
+        'maildr = "x"\n'
+        "[clamd]\n"
+        'max-size = "25 megs"\n'
+        'on-virus = "kill"\n'
+        'address = ["unix:/a", "nowhere"]\n'
+        "[spam]\n"
+        "delete-above = 'lots'\n"
+        'folder = "../x"\n'
+        "[spamm]\n"
+        "[[rule]]\n"
+        'file = "A"\n'
+        "[[rule]]\n"
+        'file = "B"\n'
+        "[rule.when]\n"
+        'sbject = "x"\n'
+        'header = { "X-A" = { regex = "(" } }\n'
+    )
+    done = check(path)
+    assert done.returncode == 1
+    lines = [int(line.split(":")[1]) for line in done.stdout.splitlines() if "warning:" not in line]
+    assert lines == [1, 3, 4, 5, 7, 8, 9, 15, 16]
+    assert 'did you mean "maildir"?' in done.stdout
+    assert 'did you mean "subject"?' in done.stdout
+    assert 'did you mean "spam"?' in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "words"),
+    [
+        ("", 1, "empty"),
+        ("a = 1\na = 2\n", 2, "overwrite"),
+        ("\n[clamd\n", 2, "TOML"),
+        ("\ufeffmaildir = 'x'\n", 1, "TOML"),
+        ("deadline = '20 min'\n", 1, "1000 s"),
+        ("clamd = 1\n", 1, "[clamd]"),
+        ("rule = 1\n", 1, "rule"),
+        ("[quota]\nlimit = 'many'\n", 2, "limit"),
+        ("[quota]\nwarn-at = 101\n", 2, "warn-at"),
+    ],
+)
+def test_one_error(tmp_path: Path, text: str, line: int, words: str) -> None:
+    """Each says where and what."""
+    path = tmp_path / "site.toml"
+    path.write_text(text)
+    done = check(path)
+    assert done.returncode == 1
+    first = done.stdout.splitlines()[0]
+    assert first.startswith(f"{path}:{line}: ")
+    assert words in first
+
+
+def test_a_missing_file_says_what_to_do(tmp_path: Path) -> None:
+    """And a delivery without one is NotConfigured."""
+    done = check(tmp_path / "none.toml")
+    assert done.returncode == 1
+    assert "mailfilter.example.toml" in done.stdout
+    with pytest.raises(NotConfigured):
+        config.load(str(tmp_path / "none.toml"))
+
+
+def test_a_good_file_says_so(tmp_path: Path) -> None:
+    """0 errors, exit 0; a warning is none."""
+    path = tmp_path / "site.toml"
+    path.write_text('[[rule]]\nfile = "A"\n[rule.when]\nfrom = "@x.org"\n')
+    done = check(path)
+    assert done.returncode == 0
+    assert f"{path}:4: warning: " in done.stdout
+    assert '"*@x.org"' in done.stdout
+
+
+def test_what_nothing_acts_on_is_said(tmp_path: Path) -> None:
+    """A table of the contract that this version does not know yet must not look as if it worked."""
+    path = tmp_path / "site.toml"
+    path.write_text('[attachments]\nforbidden = ["*.exe"]\n')
+    done = check(path)
+    assert f"{path}:1: warning: attachments: nothing acts on this table yet" in done.stdout
+
+
+def personal(path: Path, site: str = "") -> config.Personal:
+    """A user's file as a delivery reads it."""
+    settings = config.parse(f"maildir = 'Maildir'\n{site}".encode(), "site.toml")[0]
+    assert settings is not None
+    return config.personal(str(path), settings, os.geteuid())
+
+
+def test_a_user_may_set_what_the_site_allows(tmp_path: Path) -> None:
+    """The threshold by default; more if [user] may-set says so; nothing else."""
+    path = tmp_path / "mailfilter.toml"
+    path.write_text("[spam]\nrequired-score = 3\n")
+    own = personal(path)
+    assert own.error == ""
+    assert own.spam is not None
+    assert own.spam.required_score == 3
+    path.write_text('[spam]\nfolder = "Junk"\n')
+    assert "only the site sets this" in personal(path).error
+    own = personal(path, '[user]\nmay-set = ["spam.folder"]\n')
+    assert own.spam is not None
+    assert own.spam.folder == "Junk"
+
+
+def test_a_users_file_that_is_no_file_is_not_read(tmp_path: Path) -> None:
+    """A symbolic link leads out of the home, a FIFO would hold us for ever, a directory is neither."""
+    path = tmp_path / "mailfilter.toml"
+    (tmp_path / "real").write_text('[[rule]]\nfile = "A"\n')
+    path.symlink_to(tmp_path / "real")
+    assert personal(path).error
+    path.unlink()
+    os.mkfifo(path)
+    assert "not a regular file" in personal(path).error
+    path.unlink()
+    path.mkdir()
+    assert "not a regular file" in personal(path).error
+
+
+def test_a_missing_users_file_is_no_error(tmp_path: Path) -> None:
+    """Most have none."""
+    assert personal(tmp_path / "none") == config.Personal()
+
+
+def test_the_users_file_is_checked_as_such(tmp_path: Path) -> None:
+    """`deliver check --user` knows what users may not."""
+    path = tmp_path / "mailfilter.toml"
+    path.write_text('[clamd]\n[[rule]]\nfile = "A"\nstage = "after"\n')
+    done = check(path, "--user")
+    assert done.returncode == 1
+    assert f"{path}:1: clamd: only the site sets this" in done.stdout
+    assert f"{path}:4: stage: " in done.stdout
