@@ -160,12 +160,11 @@ lock: python
 	lock() {
 		echo "lock: $$1"
 		"$$tools/bin/uv" pip compile -q --upgrade --universal --python-version 3.11 --generate-hashes \
-			--custom-compile-command 'make lock' -o "$$@" pyproject.toml
+			--custom-compile-command 'make lock' -o "$$@"
 	}
-	lock requirements.lock
-	"$$tools/bin/uv" pip compile -q --upgrade --universal --python-version 3.11 --generate-hashes \
-		--custom-compile-command 'make lock' -o requirements-build.lock --group build -c requirements.lock
-	lock requirements-dev.lock --extra dev -c requirements.lock -c requirements-build.lock
+	lock requirements.lock pyproject.toml
+	lock requirements-build.lock --group build -c requirements.lock
+	lock requirements-dev.lock --extra dev -c requirements.lock -c requirements-build.lock pyproject.toml
 
 .PHONY: clean
 clean:

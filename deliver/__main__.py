@@ -180,11 +180,12 @@ def _deliver(arguments: list[str], started: float, had_input: bool) -> Reply:
         write = log.to(settings.log.to)
         deadline = settings.deadline - (time.monotonic() - started)
         _alarm(deadline + GRACE)
-        if os.geteuid() == 0:
-            write(level="warning", detail="running as root; run deliveries as the mailbox's owner")
         site = wiring.site(settings, qmail="DTLINE" in environment, path=environment.get("PATH", ""), blocking=_at_once)
         options = Options(call.sender, call.recipient, call.maildir, call.loop_check)
         maildir = maildir_of(options, environment, settings.maildir)
+        if os.geteuid() == 0:
+            _become_owner(maildir)
+            write(level="warning", detail=f"called as root; went on as uid {os.geteuid()}, the Maildir's owner")
         source = Source.read(0, lambda: wiring.spool(maildir))
         framing = read_framing(source.head)
         envelope = envelope_of(options, environment, framing, maildir)
@@ -208,6 +209,17 @@ def _deliver(arguments: list[str], started: float, had_input: bool) -> Reply:
     if call.stop_after_spam and under_qmail and exits.stops_after(outcome):
         return Reply(exits.STOP)
     return outcome.reply
+
+
+def _become_owner(maildir: str) -> None:
+    """What root writes the owner cannot read; and root would follow what the owner made to where root alone may go."""
+    try:
+        state = os.stat(maildir)
+        os.setgroups([])
+        os.setresgid(state.st_gid, state.st_gid, state.st_gid)
+        os.setresuid(state.st_uid, state.st_uid, state.st_uid)
+    except OSError as error:
+        raise Deferred(f"{maildir}: {error.strerror}", "4.2.1 Mailbox is not accessible") from error
 
 
 async def _at_once(function: Any, *arguments: Any) -> Any:

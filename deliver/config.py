@@ -357,7 +357,7 @@ def _toml(text: bytes) -> tuple[dict[str, Any] | None, list[Problem]]:
         return tomllib.loads(text.decode("utf-8")), []
     except UnicodeDecodeError as error:
         return None, [Problem((), f"is not UTF-8 at byte {error.start + 1}")]
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError also for an integer of 5,000 digits
         return None, [Problem((), f"is not TOML: {error}")]
 
 

@@ -87,11 +87,11 @@ def addresses(raw: bytes) -> list[str]:
         elif part == ":":
             # Before it stands a group's name, or in <> a source route (RFC 5322 section 4.4).
             (outside if inside is None else inside).clear()
-        elif part not in {",", ";"}:
-            (outside if inside is None else inside).append(part)
-        elif not (inside and inside[0] == "@"):  # a comma in the route "@a,@b:" ends no mailbox
+        elif part in {",", ";"}:
             found += _specs(inside or []) or ([] if named else _specs(outside))
             outside, inside, named = [], None, False
+        else:
+            (outside if inside is None else inside).append(part)
     return found
 
 

@@ -212,7 +212,7 @@ def test_no_message_is_judged_that_was_not_read(scratch, host, answer, size):
         assert scan([peer.address], b"x" * size).finding is Finding.FAILED
 
 
-def test_no_socket_no_listener_no_permission(scratch):
+def test_where_nothing_listens_there_is_no_answer(scratch):
     dead = scratch / "dead"
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(dead))

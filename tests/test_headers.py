@@ -38,6 +38,7 @@ FIELD = re.compile(rb"(?m)^([!-9;-~]+)[ \t]*:((?:.*(?:\n|\Z))(?:[ \t].*(?:\n|\Z)
         ),
         # RFC 2231 section 5
         (b"=?US-ASCII*EN?Q?Keith_Moore?= <moore@cs.utk.edu>", "Keith Moore <moore@cs.utk.edu>"),
+        (b"=?iso-8859-2*sl?Q?Doma=E8e?=", "Domače"),
     ],
 )
 def test_the_examples_of_the_standards_are_decoded(raw: bytes, text: str) -> None:
@@ -177,8 +178,8 @@ def test_no_line_end_nul_or_surrogate_comes_out(raw: bytes, text: str) -> None:
         (b"Pete(A nice \\) chap) <pete(his account)@silly.test(his host)>", ["pete@silly.test"]),
         (
             (
-                b"A Group(Some people)\n     :Chris Jones <c@(Chris's host.)public.example>,\n         joe@example.org,\n"
-                b"  John <jdoe@one.test> (my dear friend); (the end of the group)"
+                b"A Group(Some people)\n     :Chris Jones <c@(Chris's host.)public.example>,\n"
+                b"         joe@example.org,\n  John <jdoe@one.test> (my dear friend); (the end of the group)"
             ),
             ["c@public.example", "joe@example.org", "jdoe@one.test"],
         ),
@@ -188,6 +189,7 @@ def test_no_line_end_nul_or_surrogate_comes_out(raw: bytes, text: str) -> None:
             ["mary@example.net", "jdoe@test.example"],
         ),
         (b"<@a.test,@b.test:c@d.test>", ["c@d.test"]),
+        (b"Mary <@a.test,@b.test:c@d.test>, e@f.test", ["c@d.test", "e@f.test"]),
         (b"John Doe <jdoe@machine(comment).  example>", ["jdoe@machine.example"]),
         # RFC 5321 section 4.1.2: quotes that quote nothing make no other mailbox
         (b'"john"@example.org, "john doe"@example.org', ["john@example.org", '"john doe"@example.org']),

@@ -216,6 +216,7 @@ def test_text_that_differs_does_not_match(when: str) -> None:
         ("ab*ba", "aba", False),  # front and end may not share a letter
         ("ab*ba", "abba", True),
         ("a*b*c", "acb", False),
+        ("a*bc*c", "abc", False),
         ("a*bc*bc*d", "abcbcd", True),
         ("a*bc*bc*d", "abcd", False),
         ("*a?c*", "xxabcxx", True),
@@ -420,7 +421,7 @@ def test_fields_that_no_rule_asks_for_are_not_read() -> None:
 
 
 def test_only_the_front_of_an_endless_field_is_looked_at() -> None:
-    raw = b"To: " + b"a@b.test,\n " * 200_000 + b"last@example.org\nTo: c@d.test\n\n"
+    raw = b"To: " + b"a@b.test,\n " * 20_000 + b"last@example.org\nTo: c@d.test\n\n"
     start = time.process_time()
     assert matches("to = 'a@b.test'", facts(message(raw)))
     assert not matches("to = 'last@example.org'", facts(message(raw)))
@@ -979,9 +980,9 @@ def test_the_decision_is_asked_for_only_when_points_are_added() -> None:
         asked.append(added)
         return False
 
-    loaded = rules("[[rule]]\nflag='seen'\n[[rule]]\nadd-score=1\n[[rule]]\nadd-score=2\n")
+    loaded = rules("[[rule]]\nflag='seen'\n[[rule]]\nadd-score=1\n[[rule]]\nadd-score=-1\n[[rule]]\nflag='draft'\n")
     said = walk(loaded, facts(), spam_at, unheard)
-    assert (asked, said.added) == ([1.0, 3.0], 3.0)
+    assert (asked, said.added) == ([1.0, 0.0], 0.0)
 
 
 def test_every_rule_explains_itself_to_the_owner() -> None:

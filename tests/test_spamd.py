@@ -285,7 +285,7 @@ def test_a_peer_that_closes_early_has_failed(scratch, capfd, size):
     assert capfd.readouterr() == ("", "")
 
 
-def test_no_socket_no_listener_no_permission(scratch, capfd):
+def test_where_nothing_listens_there_is_no_answer(scratch, capfd):
     dead = scratch / "dead"
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(dead))

@@ -34,6 +34,7 @@ else:
 _CHUNK = 128 * 1024  # bytes in one INSTREAM chunk
 _ANSWER_LIMIT = 4096  # bytes; clamd's answers to INSTREAM and VERSION are one short line
 _RETRY = 0.02  # seconds
+_CLOSING = 1.0  # seconds that a peer may take to close behind its answer; a proxy may keep the connection
 _QUOTED = 120  # characters of a strange answer that the log shows
 
 
@@ -68,9 +69,14 @@ class _Mended:
         answer = bytearray()
         reset = False
         while len(answer) <= _ANSWER_LIMIT:
-            self.clamd_socket.settimeout(self._left())
+            whole = b"\n" in answer
+            self.clamd_socket.settimeout(min(self._left(), _CLOSING) if whole else self._left())
             try:
                 block = self.clamd_socket.recv(_ANSWER_LIMIT)
+            except TimeoutError:
+                if whole:
+                    break
+                raise
             except ConnectionResetError:
                 reset = True
                 break
