@@ -53,7 +53,7 @@ class Site(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """What is to be done with a message, and why; nothing has been touched yet."""
+    """What is to be done with a message; nothing has been touched yet. The mailbox is the caller's to close."""
 
     plan: Plan
     verdicts: tuple[Verdict, ...]
@@ -63,39 +63,45 @@ class Decision(NamedTuple):
 async def deliver(site: Site, message: Message, envelope: Envelope, note: Note = unheard) -> Outcome:
     """Deliver one message to one recipient. Raises Deferred or Refused; whatever else it raises means "try again"."""
     refuse_loops(message, envelope)
-    decision = await consider(site, message, envelope, note)
+    verdicts = await scan_all(site.scanners, message, envelope, note)
+    outcome: Outcome = await site.blocking(_place, site, message, envelope, verdicts, note)
+    return outcome
+
+
+def _place(site: Site, message: Message, envelope: Envelope, verdicts: tuple[Verdict, ...], note: Note) -> Outcome:
+    decision = judge(site, message, envelope, verdicts, note)
+    mailbox = decision.mailbox
     try:
-        tools = _tools(site, envelope, message, decision.mailbox)
-        plan = await site.blocking(perform, decision.plan, message, envelope, decision.verdicts, tools, note)
-        outcome = Outcome(exits.from_plan(plan), plan)
+        tools = Tools(mailbox, lambda: site.quarantine(envelope), site.injector, subject_of(message), site.now())
+        done = perform(decision.plan, message, envelope, verdicts, tools, note)
+        outcome = Outcome(exits.from_plan(done), done)
         try:
-            await site.blocking(decision.mailbox.settle)
-            site.log(**record(envelope, message, decision.verdicts, outcome, site.config.log.subject))
+            mailbox.settle()
+            site.log(**record(envelope, message, verdicts, outcome, site.config.log.subject))
         except BaseException as error:  # the message is where it belongs: not even a signal may change the answer now
             site.log(level="warning", recipient=envelope.recipient, detail=f"after delivery: {error!r}")
         return outcome
     finally:
-        decision.mailbox.close()
+        mailbox.close()
 
 
-async def consider(site: Site, message: Message, envelope: Envelope, note: Note) -> Decision:
-    """Scan, read the owner's rules, decide. Touches nothing: replay does just this."""
-    verdicts = await scan_all(site.scanners, message, envelope, note)
-    mailbox = await site.blocking(site.mailbox, envelope)
+def judge(site: Site, message: Message, envelope: Envelope, verdicts: tuple[Verdict, ...], note: Note) -> Decision:
+    """Read the owner's rules and decide. Touches nothing: replay ends here."""
+    mailbox = site.mailbox(envelope)
     try:
-        personal = await site.blocking(site.personal, envelope)
+        own = site.personal(envelope)
         case = Case(
             message=message,
             envelope=envelope,
             verdicts=verdicts,
             config=site.config,
-            spam=personal.spam or site.config.spam,
-            rules=_in_order(site.config.rules, personal.rules),
-            filter_error=personal.error,
+            spam=own.spam or site.config.spam,
+            rules=_in_order(site.config.rules, own.rules),
+            filter_error=own.error,
             mailbox=mailbox,
             now=site.now(),
         )
-        return Decision(await site.blocking(decide, case, note), verdicts, mailbox)
+        return Decision(decide(case, note), verdicts, mailbox)
     except BaseException:
         mailbox.close()
         raise
@@ -109,10 +115,6 @@ def refuse_loops(message: Message, envelope: Envelope) -> None:
 
 def _in_order(site: tuple[Rule, ...], user: tuple[Rule, ...]) -> tuple[Rule, ...]:
     return (*(rule for rule in site if not rule.after), *user, *(rule for rule in site if rule.after))
-
-
-def _tools(site: Site, envelope: Envelope, message: Message, mailbox: Mailbox) -> Tools:
-    return Tools(mailbox, lambda: site.quarantine(envelope), site.injector, subject_of(message), site.now())
 
 
 def subject_of(message: Message) -> str:

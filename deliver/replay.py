@@ -24,9 +24,9 @@ from deliver.config import Clamd, Config, Personal, Spamd, load, parse_personal,
 from deliver.envelope import extension_of
 from deliver.errors import NotConfigured, Refused
 from deliver.message import Message, Source, read_framing
-from deliver.pipeline import Site, consider, refuse_loops
+from deliver.pipeline import Site, judge, refuse_loops
 from deliver.policy import words
-from deliver.scan import Scanner
+from deliver.scan import Scanner, scan_all
 from deliver.values import Action, Content, Envelope, Finding, Plan, Reply, Step, Verb, Verdict
 from deliver.wiring import forgeries, full, scanners
 
@@ -146,15 +146,15 @@ async def _replay(path: str, source: Source, settings: Settings) -> Result:
         mailbox=lambda _envelope: mailbox,
         quarantine=_nothing,
         injector=_nothing,
-        blocking=_at_once,
+        blocking=_nothing,
         log=_unlogged,
         now=time.time,
     )
     verdicts: tuple[Verdict, ...] = ()
     try:
         refuse_loops(message, envelope)
-        decision = await consider(site, message, envelope, steps.append)
-        plan, verdicts = decision.plan, decision.verdicts
+        verdicts = await scan_all(site.scanners, message, envelope, steps.append)
+        plan = judge(site, message, envelope, verdicts, steps.append).plan
     except Refused as error:
         plan = Plan((Action(Verb.BOUNCE, text=error.line),), "the message has been delivered here before")
         steps.append(Step("decide", plan.reason))
@@ -300,10 +300,6 @@ def _nothing(*_: Any) -> Any:
 
 def _unlogged(**_: Any) -> None:
     pass
-
-
-async def _at_once(function: Any, *arguments: Any) -> Any:
-    return function(*arguments)
 
 
 def _differences(result: Result, expected: dict[str, Any]) -> Iterator[str]:
