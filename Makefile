@@ -5,6 +5,7 @@ SHELL := /bin/sh
 .DEFAULT_GOAL := help
 
 PREFIX ?= /usr/local
+SOCKET ?= /run/deliver/deliver.sock
 VENV := .venv
 BIN := $(VENV)/bin
 
@@ -133,9 +134,11 @@ install: python
 	umask 022
 	mkdir -p '$(PREFIX)/bin' '$(PREFIX)/lib' '$(PREFIX)/share/deliver'
 	$(call virtual-environment,$(PREFIX)/lib/deliver,requirements.lock,.,-r requirements-build.lock)
+	cp -f deliver/client.py '$(PREFIX)/lib/deliver/.client.new'
+	mv -f '$(PREFIX)/lib/deliver/.client.new' '$(PREFIX)/lib/deliver/client.py'
 	for command in deliver quarantine; do
 		echo "install: $(PREFIX)/bin/$$command"
-		sed 's|^home=$$|home=$(PREFIX)/lib/deliver|' bin/$$command >'$(PREFIX)/bin/'.$$command.new
+		sed 's|^home=$$|home=$(PREFIX)/lib/deliver|; s|^socket=$$|socket=$(SOCKET)|' bin/$$command >'$(PREFIX)/bin/'.$$command.new
 		chmod 755 '$(PREFIX)/bin/'.$$command.new
 		mv -f '$(PREFIX)/bin/'.$$command.new '$(PREFIX)/bin/'$$command # at once: mail may be arriving
 	done

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import time
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 from deliver.errors import Deferred, DeliverError
 from deliver.values import Outcome, Reply
@@ -26,18 +26,6 @@ DEADLINE = 300.0
 
 GRACE = 1.0
 """Seconds between the deadline that cleans up and the alarm that does not."""
-
-
-class Call(NamedTuple):
-    """The command line of a delivery."""
-
-    sender: str | None = None
-    recipient: str = ""
-    maildir: str = ""
-    config: str = ""
-    plain: bool = False
-    loop_check: bool = True
-    stop_after_spam: bool = False
 
 
 class Stopped(SystemExit):
@@ -133,44 +121,19 @@ def _log_failure(error: BaseException) -> None:
         log.to("syslog")(level="warning", detail=f"{type(error).__name__}: {error}", at=str(where))
 
 
-def read_arguments(arguments: list[str]) -> Call:
-    """Parse a delivery's command line. Raises Deferred: a slip in a .qmail file must not bounce mail."""
-    import getopt
-
-    try:
-        options, rest = getopt.gnu_getopt(
-            arguments,
-            "",
-            ["config=", "plain", "sender=", "recipient=", "maildir=", "no-loop-check", "stop-after-spam"],
-        )
-    except getopt.GetoptError as error:
-        raise Deferred(f"command line: {error}", "4.3.5 Mail filter is called with an unknown option") from error
-    flags = {"--plain": "plain", "--no-loop-check": "loop_check", "--stop-after-spam": "stop_after_spam"}
-    said: dict[str, Any] = {}
-    for option, value in options:
-        name = flags.get(option, option[2:])
-        said[name] = value if option not in flags else name != "loop_check"
-    addresses = [argument for argument in rest if "@" in argument]
-    if len(addresses) < len(rest) or len(rest) > 1:
-        raise Deferred(
-            f"command line: cannot make sense of {rest}", "4.3.5 Mail filter is called with unknown arguments"
-        )
-    said.setdefault("recipient", addresses[0] if addresses else "")
-    return Call(**said)
-
-
 def _deliver(arguments: list[str], started: float, had_input: bool) -> Reply:
     import asyncio
 
+    from deliver import arguments as command_line
     from deliver import config, exits, log, wiring
-    from deliver.envelope import Options, envelope_of, maildir_of
+    from deliver.envelope import envelope_of, maildir_of
     from deliver.message import Message, Source, read_framing
     from deliver.pipeline import deliver
 
     write = log.to("syslog")
     recipient = ""
     try:
-        call = read_arguments(arguments)
+        call = command_line.read(arguments)
         if not had_input:
             raise Deferred("standard input is closed", "4.3.0 Unable to read message")
         environment = os.environ
@@ -180,15 +143,15 @@ def _deliver(arguments: list[str], started: float, had_input: bool) -> Reply:
         write = log.to(settings.log.to)
         deadline = settings.deadline - (time.monotonic() - started)
         _alarm(deadline + GRACE)
-        site = wiring.site(settings, qmail="DTLINE" in environment, path=environment.get("PATH", ""), blocking=_at_once)
-        options = Options(call.sender, call.recipient, call.maildir, call.loop_check)
-        maildir = maildir_of(options, environment, settings.maildir)
+        site = wiring.site(settings, blocking=_at_once)
+        site = wiring.for_caller(site, qmail="DTLINE" in environment, path=environment.get("PATH", ""))
+        maildir = maildir_of(call, environment, settings.maildir)
         if os.geteuid() == 0:
             _become_owner(maildir)
             write(level="warning", detail=f"called as root; went on as uid {os.geteuid()}, the Maildir's owner")
         source = Source.read(0, lambda: wiring.spool(maildir))
         framing = read_framing(source.head)
-        envelope = envelope_of(options, environment, framing, maildir)
+        envelope = envelope_of(call, environment, framing, maildir)
         recipient = envelope.recipient
         message = Message(source, framing, envelope.return_path, wiring.forgeries(settings))
 
@@ -205,10 +168,7 @@ def _deliver(arguments: list[str], started: float, had_input: bool) -> Reply:
             level="warning", recipient=recipient, exit=exits.from_error(error).code, detail=error.detail or error.line
         )
         raise
-    under_qmail = all(environment.get(name) for name in ("RPLINE", "DTLINE", "UFLINE"))
-    if call.stop_after_spam and under_qmail and exits.stops_after(outcome):
-        return Reply(exits.STOP)
-    return outcome.reply
+    return exits.answer(outcome, environment if call.stop_after_spam else {})
 
 
 def _become_owner(maildir: str) -> None:

@@ -128,6 +128,11 @@ class Service(Table, frozen=True):
 
     socket: str = "/run/deliver/deliver.sock"
     lmtp: tuple[str, ...] = ("unix:/run/deliver/lmtp.sock",)
+    metrics: tuple[str, ...] = ()
+    messages: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 50
+    bytes: Size = Size(1024 * 1024 * 1024)
+    connections: Annotated[int, msgspec.Meta(ge=1, le=10000)] = 200
+    idle: Span = Span(300)
 
 
 class Users(Table, frozen=True):

@@ -3,31 +3,22 @@
 import os
 import re
 from collections.abc import Mapping
-from typing import NamedTuple
 
+from deliver.arguments import Call
 from deliver.errors import Deferred
 from deliver.message import Framing
 from deliver.values import Envelope
 
 
-class Options(NamedTuple):
-    """What the command line may say of an envelope; None and "" where it is silent."""
-
-    sender: str | None = None
-    recipient: str = ""
-    maildir: str = ""
-    loop_check: bool = True
-
-
-def recipient_of(options: Options, environment: Mapping[str, str]) -> tuple[str, str]:
+def recipient_of(call: Call, environment: Mapping[str, str]) -> tuple[str, str]:
     """The recipient and the extension (qmail-command(8), local(8), vdelivermail); raises Deferred where nobody says.
 
     A vpopmail user is told by LOCAL being HOST-EXT: RECIPIENT then names the domain's system user, EXT the mailbox.
     """
     local, host, ext = (environment.get(name, "") for name in ("LOCAL", "HOST", "EXT"))
     virtual = bool(ext and host) and local.lower() == f"{host}-{ext}".lower()
-    if options.recipient:
-        recipient = options.recipient
+    if call.recipient:
+        recipient = call.recipient
     elif virtual:
         recipient = f"{ext}@{host}"
     elif environment.get("RECIPIENT"):
@@ -49,11 +40,14 @@ def extension_of(local_part: str) -> str:
     return re.split(r"[-+]", local_part, maxsplit=1)[-1] if re.search(r"[-+]", local_part) else ""
 
 
-def base_of(environment: Mapping[str, str]) -> str:
-    """The directory at which relative paths start: the working directory under qmail (DTLINE is set), else HOME."""
+def base_of(environment: Mapping[str, str], directory: str = "") -> str:
+    """The directory at which relative paths start: the working directory under qmail (DTLINE is set), else HOME.
+
+    ``directory`` is the working directory of whoever called, "" for our own.
+    """
     if "DTLINE" in environment:
         try:
-            return os.getcwd()
+            return directory or os.getcwd()
         except OSError as error:
             raise Deferred(f"the working directory is gone: {error}", "4.2.1 Mailbox is not accessible") from error
     home = environment.get("HOME", "")
@@ -62,26 +56,26 @@ def base_of(environment: Mapping[str, str]) -> str:
     return home
 
 
-def maildir_of(options: Options, environment: Mapping[str, str], default: str) -> str:
+def maildir_of(call: Call, environment: Mapping[str, str], default: str, directory: str = "") -> str:
     """The absolute path of the Maildir. Raises Deferred."""
-    path = options.maildir or default
-    return path if path.startswith("/") else os.path.join(base_of(environment), path)
+    path = call.maildir or default
+    return path if path.startswith("/") else os.path.join(base_of(environment, directory), path)
 
 
-def envelope_of(options: Options, environment: Mapping[str, str], framing: Framing, maildir: str) -> Envelope:
+def envelope_of(call: Call, environment: Mapping[str, str], framing: Framing, maildir: str) -> Envelope:
     """The envelope of one delivery. Raises Deferred.
 
     The sender is --sender, else SENDER, else the framing's Return-Path. Postfix pipe(8) writes MAILER-DAEMON for the
     null sender.
     """
-    recipient, extension = recipient_of(options, environment)
-    said = options.sender if options.sender is not None else environment.get("SENDER")
+    recipient, extension = recipient_of(call, environment)
+    said = call.sender if call.sender is not None else environment.get("SENDER")
     sender = said if said is not None else framing.sender
     known = sender is not None
     sender = "" if sender in (None, "MAILER-DAEMON", "<>") else sender or ""
     delivered_to = _line("Delivered-To: ", environment.get("DTLINE", ""), recipient)
-    return_path = _line("Return-Path: ", environment.get("RPLINE", "") if options.sender is None else "", f"<{sender}>")
-    loops = tuple(dict.fromkeys((_value(delivered_to), recipient))) if options.loop_check else ()
+    return_path = _line("Return-Path: ", environment.get("RPLINE", "") if call.sender is None else "", f"<{sender}>")
+    loops = tuple(dict.fromkeys((_value(delivered_to), recipient))) if call.loop_check else ()
     return Envelope(
         sender=sender,
         recipient=recipient,

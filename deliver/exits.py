@@ -4,6 +4,7 @@
 """
 
 import re
+from collections.abc import Mapping
 
 from deliver.errors import DeliverError, Refused
 from deliver.values import Outcome, Plan, Reply, Verb
@@ -41,9 +42,13 @@ def from_error(error: BaseException) -> Reply:
     return Reply(TRY_AGAIN, public(error.line if isinstance(error, DeliverError) else "4.3.0 Temporary failure"))
 
 
-def stops_after(outcome: Outcome) -> bool:
-    """Whether --stop-after-spam applies: discarded, held, or filed as spam."""
+def answer(outcome: Outcome, environment: Mapping[str, str]) -> Reply:
+    """The reply to a command that was called with --stop-after-spam; without it the environment is given empty.
+
+    99 is for a message that was discarded, held or filed as spam, and only where qmail-command(8)'s variables prove
+    that qmail reads it.
+    """
     verbs = {action.verb for action in outcome.plan.actions}
-    return outcome.reply.code == OK and (
-        bool(verbs & {Verb.DISCARD, Verb.QUARANTINE}) or (outcome.plan.spam and Verb.FILE in verbs)
-    )
+    gone = bool(verbs & {Verb.DISCARD, Verb.QUARANTINE}) or (outcome.plan.spam and Verb.FILE in verbs)
+    under_qmail = all(environment.get(name) for name in ("RPLINE", "DTLINE", "UFLINE"))
+    return Reply(STOP) if gone and under_qmail and outcome.reply.code == OK else outcome.reply

@@ -73,55 +73,58 @@ class Forwarder:
         return line
 
     def _run(self, argv: list[str], chunks: Iterable[bytes], envelope: bytes | None) -> None:
-        """Run an injector with the message on descriptor 0 and, for qmail-queue(8), the envelope on 1."""
-        import subprocess
-        import threading
+        """Run an injector with the message on descriptor 0 and, for qmail-queue(8), the envelope on 1.
 
-        read_end, write_end = os.pipe() if envelope is not None else (-1, -1)
+        Both are complete before it starts: of a pipe that ends because we died, sendmail would queue what it got.
+        """
+        import subprocess
+        import tempfile
+
+        with contextlib.ExitStack() as stack:
+            try:
+                message = stack.enter_context(tempfile.TemporaryFile(buffering=0))
+                _feed(message.fileno(), chunks)
+                os.lseek(message.fileno(), 0, os.SEEK_SET)
+                answer = subprocess.DEVNULL if envelope is None else _pipe(envelope, stack)
+                process = subprocess.Popen(
+                    argv,
+                    stdin=message,
+                    stdout=answer,
+                    stderr=subprocess.DEVNULL,
+                    env=_environment(),
+                    start_new_session=True,
+                )
+            except OSError as error:
+                raise Deferred(f"{argv[0]}: {error}") from error
         try:
-            process = subprocess.Popen(
-                argv,
-                stdin=subprocess.PIPE,
-                stdout=read_end if envelope is not None else subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                env=_environment(),
-                start_new_session=True,
-            )
-        except OSError as error:
-            if write_end >= 0:
-                os.close(write_end)
-            raise Deferred(f"{argv[0]}: {error}") from error
-        finally:
-            if read_end >= 0:
-                os.close(read_end)
-        # A hanging injector would hold us in write(2); killing it from a timer is what ends that write.
-        timer = threading.Timer(self._timeout, _kill, (process.pid,))
-        timer.start()
-        try:
-            _feed(process.stdin.fileno() if process.stdin else -1, chunks)
-            if process.stdin:
-                process.stdin.close()
-            if envelope is not None:
-                with contextlib.suppress(BrokenPipeError):
-                    os.write(write_end, envelope)
-        except BaseException:
+            code = process.wait(self._timeout)
+        except BaseException as error:
             _kill(process.pid)
+            process.wait()
+            if isinstance(error, subprocess.TimeoutExpired):
+                raise Deferred(f"{argv[0]} did not end within {self._timeout:g} s") from error
             raise
-        finally:
-            if write_end >= 0:
-                os.close(write_end)
-            code = process.wait()
-            timer.cancel()
         if code != 0:
             raise Deferred(f"{argv[0]} ended with {code}")
 
 
+def _pipe(data: bytes, stack: contextlib.ExitStack) -> int:
+    """The reading end of a pipe that holds ``data`` and then ends; a pipe takes 64 KiB unread (pipe(7))."""
+    read_end, write_end = os.pipe()
+    stack.callback(os.close, read_end)
+    try:
+        os.set_blocking(write_end, False)
+        _feed(write_end, [data])
+    finally:
+        os.close(write_end)
+    return read_end
+
+
 def _feed(fd: int, chunks: Iterable[bytes]) -> None:
-    with contextlib.suppress(BrokenPipeError):  # its exit code tells why
-        for chunk in chunks:
-            view = memoryview(chunk)
-            while view:
-                view = view[os.write(fd, view) :]
+    for chunk in chunks:
+        view = memoryview(chunk)
+        while view:
+            view = view[os.write(fd, view) :]
 
 
 def _kill(pid: int) -> None:

@@ -124,7 +124,8 @@ class Prepared:
                 os.unlink(self._tmp_name, dir_fd=self._tmp)
             self._tmp_name = ""
         while self._open:
-            os.close(self._open.pop())
+            with contextlib.suppress(OSError):  # nothing was written through a directory
+                os.close(self._open.pop())
 
     def _publish(self) -> None:
         """Give the message its final name, without ever replacing another one."""
@@ -201,7 +202,8 @@ class Maildir:
     def close(self) -> None:
         """Release the directory; harmless when repeated. Messages already prepared stay valid."""
         if self.fd >= 0:
-            os.close(self.fd)
+            with contextlib.suppress(OSError):
+                os.close(self.fd)
             self.fd = -1
 
     def has_folder(self, name: str) -> bool:

@@ -50,6 +50,7 @@ class Source:
         self._kept = bytearray()
         self._head = bytearray()
         self._cr = False
+        self._spooled = False
 
     @property
     def head(self) -> bytes:
@@ -57,8 +58,8 @@ class Source:
         return bytes(self._head)
 
     @classmethod
-    def read(cls, fd: int, spool: Callable[[], int]) -> "Source":
-        """Take everything that ``fd`` gives, to its end.
+    def read(cls, fd: int, spool: Callable[[], int], patience: float | None = None) -> "Source":
+        """Take everything that ``fd`` gives, to its end, waiting at most ``patience`` seconds for each piece.
 
         A regular file is read in place, from its current offset (qmail-command(8): the message starts there); of
         anything else more than IN_MEMORY goes to the descriptor that ``spool`` opens. Raises Deferred.
@@ -68,7 +69,7 @@ class Source:
             if stat.S_ISREG(os.fstat(fd).st_mode):
                 source._read_file(fd)
             else:
-                source._read_stream(fd, spool)
+                source._read_stream(fd, spool, patience)
         except OSError as error:
             raise Deferred(f"cannot read the message: {error}", "4.3.0 Unable to read message") from error
         return source
@@ -94,17 +95,31 @@ class Source:
         while chunk := os.pread(fd, CHUNK, self._start + self.size):
             self._look(chunk)
 
-    def _read_stream(self, fd: int, spool: Callable[[], int]) -> None:
-        for chunk in _stream(fd):
-            self._look(chunk)
-            if self._fd < 0 and self.size <= IN_MEMORY:
-                self._kept += chunk
-                continue
-            if self._fd < 0:
-                self._fd = spool()
-                _write_all(self._fd, self._kept)
-                self._kept = bytearray()
-            _write_all(self._fd, chunk)
+    def _read_stream(self, fd: int, spool: Callable[[], int], patience: float | None) -> None:
+        for chunk in _stream(fd, patience):
+            self.add(chunk, spool)
+
+    def add(self, chunk: bytes, spool: Callable[[], int]) -> None:
+        """Append to what was read so far; beyond IN_MEMORY it goes to the descriptor that ``spool`` opens, then ours.
+
+        Raises OSError, or what ``spool`` raises.
+        """
+        self._look(chunk)
+        if self._fd < 0 and self.size <= IN_MEMORY:
+            self._kept += chunk
+            return
+        if self._fd < 0:
+            self._fd = spool()
+            self._spooled = True
+            _write_all(self._fd, self._kept)
+            self._kept = bytearray()
+        _write_all(self._fd, chunk)
+
+    def close(self) -> None:
+        """Close the spool; what was read in place belongs to others."""
+        if self._spooled:
+            os.close(self._fd)
+            self._spooled = False
 
     def _look(self, chunk: bytes) -> None:
         if self._cr and chunk.startswith(b"\n"):
@@ -129,12 +144,16 @@ class Source:
         return chunk
 
 
-def _stream(fd: int) -> Iterator[bytes]:
+def _stream(fd: int, patience: float | None = None) -> Iterator[bytes]:
+    waiting = select.poll()
+    waiting.register(fd, select.POLLIN)
     while True:
+        if patience is not None and not waiting.poll(patience * 1000):
+            raise OSError(errno.ETIMEDOUT, "nothing came")
         try:
             chunk = os.read(fd, CHUNK)
         except BlockingIOError:  # qmail opens with O_NDELAY, and a pipe may have inherited that
-            select.select([fd], [], [])
+            waiting.poll()
             continue
         if not chunk:
             return
@@ -224,6 +243,7 @@ class Message:
         self.framing = framing
         self.return_path = framing.return_path or return_path
         self._source = source
+        self._digest = ""
         forgeries = forgeries or Forgeries()
         head = source.head
         end = _header_end(head, framing.length)
@@ -295,12 +315,18 @@ class Message:
             return float(mktime_tz(parsed)) if parsed else None
         return None
 
+    def close(self) -> None:
+        """Let go of the spool, if there is one of our own."""
+        self._source.close()
+
     def digest(self) -> str:
-        """SHA-256 of ``chunks``, in hexadecimal."""
-        sum_ = hashlib.sha256()
-        for chunk in self.chunks():
-            sum_.update(chunk)
-        return sum_.hexdigest()
+        """SHA-256 of ``chunks``, in hexadecimal; reckoned once."""
+        if not self._digest:
+            sum_ = hashlib.sha256()
+            for chunk in self.chunks():
+                sum_.update(chunk)
+            self._digest = sum_.hexdigest()
+        return self._digest
 
     def _rest(self) -> Iterator[bytes]:
         pieces = self._pieces()

@@ -79,9 +79,9 @@ def _replace_courier(maildir_fd: int, old: _List | None, new: bytes) -> None:
             if _identity(old) == _identity(_read(maildir_fd, COURIER)):
                 os.rename(name, COURIER, src_dir_fd=tmp, dst_dir_fd=maildir_fd)
         finally:
-            os.close(descriptor)
             with contextlib.suppress(OSError):
                 os.unlink(name, dir_fd=tmp)
+            os.close(descriptor)
     finally:
         os.close(tmp)
 

@@ -135,6 +135,9 @@ class Content(Protocol):
     def chunks(self) -> Iterator[bytes]:
         """The bytes, in pieces of at most 256 KiB; may be called any number of times, from any thread."""
 
+    def digest(self) -> str:
+        """SHA-256 of ``chunks``, in hexadecimal."""
+
     def fields(self, name: str) -> list[bytes]:
         """The raw values (behind the colon, folding and all) of the message's own header fields of that name."""
 

@@ -6,10 +6,11 @@ what a delivery costs.
 
 import os
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import TYPE_CHECKING, Any
 
 from deliver import log
+from deliver.actions import Injector
 from deliver.config import Config, Personal, personal
 from deliver.errors import Deferred
 from deliver.message import Forgeries
@@ -19,34 +20,94 @@ from deliver.units import Limit, parse_limit
 from deliver.values import Envelope
 from quarantine.store import Store
 
+if TYPE_CHECKING:
+    from deliver.metrics import Metrics
+
+Reader = Callable[[str, Config, int], Personal]
+
 COMMAND_TIMEOUT = 20.0
 """Seconds for [quota] command; vuserinfo answers in milliseconds, a database that is down does not."""
 
 
-def site(config: Config, *, qmail: bool, path: str, blocking: Callable[..., Awaitable[Any]]) -> Site:
-    """What deliveries under ``config`` work with.
+def site(config: Config, *, blocking: Callable[..., Awaitable[Any]], read: Reader = personal) -> Site:
+    """What deliveries under ``config`` work with; ``for_caller`` completes it.
 
-    ``qmail`` and ``path`` say who called us and with which PATH; ``blocking`` is how disk work is run.
+    ``blocking`` is how disk work is run; ``read`` reads a user's own file.
     """
     write = log.to(config.log.to)
-
-    def injector() -> Any:
-        from deliver.forward import Forwarder
-
-        rewrite = () if config.forward.sender == "keep" else config.forward.sender
-        return Forwarder(qmail=qmail, path=path, rewrite=rewrite)
-
     return Site(
         config=config,
         scanners=scanners(config),
-        personal=lambda envelope: _personal(config, envelope, write),
+        personal=lambda envelope: _personal(config, envelope, write, read),
         mailbox=lambda envelope: _mailbox(config, envelope, write),
         quarantine=lambda envelope: quarantine(config, envelope),
-        injector=injector,
+        injector=lambda: _injector(config, qmail=False, path=""),
         blocking=blocking,
         log=write,
         now=time.time,
     )
+
+
+def for_caller(one: Site, *, qmail: bool, path: str) -> Site:
+    """The site for a message that qmail gave, or another MTA, which has this PATH."""
+    return one._replace(injector=lambda: _injector(one.config, qmail=qmail, path=path))
+
+
+def resident(
+    config: Config, blocking: Callable[..., Awaitable[Any]], metrics: "Metrics"
+) -> tuple[Site, list[Callable[[], Coroutine[Any, Any, None]]]]:
+    """What a service works with: scans are shared and counted, users' files read once; and what has to be watched."""
+    from deliver.scan_once import ScanOnce, Version
+    from deliver.scanners.clamd import Clamd
+
+    one = site(config, blocking=blocking, read=PersonalFiles().read)
+    watches = []
+    shared: list[Scanner] = []
+    for scanner in one.scanners:
+        settings = config.clamd if scanner.name == "clamd" else config.spamd
+        if settings is None:  # a verdict read from a header line costs nothing
+            shared.append(scanner)
+            continue
+        version = Version(settings.address, scanner.version if isinstance(scanner, Clamd) else None)
+        per_user = config.spamd is settings and "{recipient}" in config.spamd.user
+        shared.append(ScanOnce(metrics.measured(scanner), per_user=per_user, identity=version))
+        watches.append(version.watch)
+    return one._replace(scanners=tuple(shared)), watches
+
+
+class PersonalFiles:
+    """Users' own files, kept as long as they are the same files; a file that has just changed is read again."""
+
+    KEPT = 10_000
+    FRESH = 2.0
+    """Seconds in which a file may change once more without its times telling (the kernel's clock ticks in ms)."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, tuple[tuple[int, ...], Personal]] = {}
+
+    def read(self, path: str, config: Config, uid: int) -> Personal:
+        """See config.personal."""
+        try:
+            state = os.stat(path, follow_symlinks=False)
+        except OSError:
+            return personal(path, config, uid)
+        identity = (state.st_dev, state.st_ino, state.st_mtime_ns, state.st_ctime_ns, state.st_size, state.st_mode)
+        kept = self._kept.get(path)
+        if kept is not None and kept[0] == identity:
+            return kept[1]
+        own = personal(path, config, uid)
+        if time.time() - state.st_ctime > self.FRESH:
+            if len(self._kept) >= self.KEPT:
+                self._kept.clear()
+            self._kept[path] = (identity, own)
+        return own
+
+
+def _injector(config: Config, *, qmail: bool, path: str) -> Injector:
+    from deliver.forward import Forwarder
+
+    rewrite = () if config.forward.sender == "keep" else config.forward.sender
+    return Forwarder(qmail=qmail, path=path, rewrite=rewrite)
 
 
 def scanners(config: Config) -> tuple[Scanner, ...]:
@@ -110,10 +171,10 @@ def full(maildir: str, sizes: list[tuple[str, int]]) -> str:
         os.close(fd)
 
 
-def _personal(config: Config, envelope: Envelope, write: log.Log) -> Personal:
+def _personal(config: Config, envelope: Envelope, write: log.Log, read: Reader) -> Personal:
     if not config.user_rules:
         return Personal()
-    own = personal(os.path.join(os.path.dirname(envelope.maildir), config.user_rules), config, os.geteuid())
+    own = read(os.path.join(os.path.dirname(envelope.maildir), config.user_rules), config, os.geteuid())
     if own.error:
         words = f"{os.path.basename(config.user_rules)}: {own.error}; the site's rules alone were applied"
         write(level="warning", recipient=envelope.recipient, detail=words)

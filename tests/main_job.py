@@ -121,15 +121,22 @@ class Answer(NamedTuple):
 class Home:
     """A user's home below ``directory`` with a Maildir and a configuration, and the command that delivers into it."""
 
-    def __init__(self, directory: Path, prefix: Path, configuration: str, *, quota: str = "") -> None:
+    def __init__(
+        self, directory: Path, prefix: Path, configuration: str, *, quota: str = "", service: bool = False
+    ) -> None:
         self.path = directory
         self.maildir = directory / "Maildir"
         self.log = directory / "log"
         self.config = directory / "site.toml"
+        self.socket = directory / "sock" if service else None
+        self.serving: subprocess.Popen[bytes] | None = None
         self._prefix = prefix
         for part in ("", "tmp", "new", "cur"):
             (self.maildir / part).mkdir(exist_ok=True)
-        self.config.write_text(configuration)
+        if "[service]" not in configuration and service:
+            configuration += '\n[service]\nsocket = "/run/deliver/deliver.sock"\nlmtp = []\n'
+        configuration = configuration.replace("/run/deliver/deliver.sock", str(directory / "sock"))
+        self.config.write_text(configuration.replace("/run/deliver/lmtp.sock", str(directory / "lmtp")))
         if quota:
             (self.maildir / "maildirsize").write_text(quota)
         own(directory)
@@ -153,8 +160,32 @@ class Home:
             "RPLINE": f"Return-Path: <{sender}>\n",
             "UFLINE": f"From {sender or 'MAILER-DAEMON'} Sun Nov 22 12:00:00 2026\n",
             "DELIVER_CONFIG": str(self.config),
+            "DELIVER_SOCKET": str(self.socket or "/nonexistent"),
             **more,
         }
+
+    def serve(self) -> bool:
+        """Start `deliver serve` if it does not run yet; whether it does, which a wrong configuration forbids."""
+        if self.serving is None:
+            self.serving = subprocess.Popen(
+                [str(self._prefix / "bin" / "deliver"), "serve", "--config", str(self.config)],
+                cwd="/",
+                stderr=subprocess.DEVNULL,
+                **servers.unprivileged(),
+            )
+            door = self.socket or self.path / "lmtp"
+            servers.wait_for(lambda: door.exists() or self.serving is None or self.serving.poll() is not None)
+        return self.serving.poll() is None
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """End the service, by its process id; its exit code."""
+        if self.serving is None:
+            return 0
+        if self.serving.poll() is None:
+            self.serving.send_signal(number)
+        code = self.serving.wait(60)
+        self.serving = None
+        return code
 
     def deliver(
         self,
@@ -169,6 +200,9 @@ class Home:
 
         ``stdin`` is "file" (qmail-local) or "pipe" (preline); ``sigchld`` "default", "blocked" or "ignored".
         """
+
+        if self.socket is not None:
+            self.serve()
 
         def signals() -> None:
             if sigchld == "blocked":

@@ -150,6 +150,15 @@ def _running(
         _stop(process)
 
 
+def wait_for(condition: Callable[[], bool], seconds: float = 30.0) -> None:
+    """Return as soon as ``condition`` holds; fail where it does not within ``seconds``."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"not within {seconds} s")
+        time.sleep(_POLL)
+
+
 def _wait_until_ready(
     process: subprocess.Popen[bytes], path: str, ping: bytes, pong: bytes, deadline: float, log: Path
 ) -> None:

@@ -30,11 +30,13 @@ ROOMS = {
     "scanners": Room("scanners.*", "values"),
     "adapters": Room("maildir mailbox quota subscriptions forward", "values"),
     # From files, the environment and the network to values, and back.
-    "reading": Room("config envelope positions rules.load log lmtp", "values"),
+    "reading": Room("config arguments envelope positions rules.load log lmtp", "values"),
+    # What only a process that stays needs: scans shared and counted, and LMTP's users.
+    "resident": Room("scan_once metrics users", "values story reading"),
     # The only one that knows every adapter.
-    "wiring": Room("wiring", "values story scanners adapters reading store backends"),
+    "wiring": Room("wiring", "values story scanners adapters reading resident store backends"),
     # Where a message or a person comes in.
-    "doors": Room("__main__ client service replay commands.*", "values story reading wiring"),
+    "doors": Room("__main__ client service letterbox replay commands.*", "values story reading resident wiring"),
     # Quarantine is a store of its own: it could serve another program.
     "store": Room("quarantine.__init__ quarantine.store", ""),
     "backends": Room("quarantine.files quarantine.sqlite", "store"),

@@ -2,7 +2,7 @@
 
 import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import main_job
@@ -15,16 +15,32 @@ Make = Callable[..., Home]
 ONE_LINE_TEMPORARY = b"4."
 
 
-@pytest.fixture
-def make_home(scratch: Path, installed: Path, clamd_server: servers.Server, spamd_server: servers.Server) -> Make:
-    """Make a home with the example configuration, or another; ``more`` is appended to it."""
+@pytest.fixture(params=["alone", "service"])
+def make_home(
+    request: pytest.FixtureRequest,
+    scratch: Path,
+    installed: Path,
+    clamd_server: servers.Server,
+    spamd_server: servers.Server,
+) -> Iterator[Make]:
+    """Make a home with the example configuration, or another. With and without a service the same must happen."""
+    homes: list[Home] = []
 
-    def make(configuration: str | None = None, *, quota: str = "", more: str = "") -> Home:
+    def make(configuration: str | None = None, *, quota: str = "") -> Home:
         example = main_job.example_configuration(clamd_server.address, spamd_server.address, scratch / "log")
         text = example if configuration is None else configuration
-        return Home(scratch, installed, text + more, quota=quota)
+        homes.append(Home(scratch, installed, text, quota=quota, service=request.param == "service"))
+        return homes[-1]
 
-    return make
+    yield make
+    for home in homes:
+        home.stop()
+
+
+@pytest.fixture
+def make_lone_home(scratch: Path, installed: Path) -> Make:
+    """Make a home without a service: what is measured or limited is the delivering process itself."""
+    return lambda configuration, **more: Home(scratch, installed, configuration, **more)
 
 
 def assert_nothing_half_done(home: Home) -> None:
@@ -238,9 +254,9 @@ def test_an_unwritable_maildir_is_tried_again(make_home: Make) -> None:
     assert home.where() == ""
 
 
-def test_a_full_disk_is_tried_again(make_home: Make) -> None:
+def test_a_full_disk_is_tried_again(make_lone_home: Make) -> None:
     """RLIMIT_FSIZE stands in for it here (EFBIG); a really full file system is the fault tests'."""
-    home = make_home()
+    home = make_lone_home("maildir = 'Maildir'\n")
     command = ["prlimit", "--fsize=2000", str(home._prefix / "bin" / "deliver")]
     done = subprocess.run(
         command,
@@ -305,6 +321,8 @@ def test_fifty_at_once(make_home: Make) -> None:
     content = main_job.message("x", b"y" * 1000 + b"\n")
     queue = home.path / "queue"
     queue.write_bytes(content)
+    if home.socket:
+        home.serve()
     command = [str(home._prefix / "bin" / "deliver")]
     running = []
     for _ in range(50):
@@ -335,9 +353,9 @@ def test_a_quarantine_that_cannot_be_written_is_tried_again(make_home: Make) -> 
     assert home.where() == ""
 
 
-def test_a_200_mb_message_needs_no_memory_for_its_size(make_home: Make) -> None:
+def test_a_200_mb_message_needs_no_memory_for_its_size(make_lone_home: Make, scratch: Path) -> None:
     """Less than 60 MB above the bare interpreter, from a pipe; not parsed whole."""
-    home = make_home("[clamd]\naddress='unix:/nowhere'\n[log]\nto = '" + str(make_home().log) + "'\n")
+    home = make_lone_home(f"[clamd]\naddress='unix:/nowhere'\n[log]\nto = '{scratch / 'log'}'\n")
     head = main_job.message("large", b"")
     program = home._prefix / "lib" / "deliver" / "bin" / "python"
     measure = (

@@ -6,6 +6,7 @@ from deliver import __version__
 from deliver.commands.check import check
 from deliver.commands.replay import replay
 from deliver.commands.sample import sample
+from deliver.commands.serve import serve
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -17,5 +18,5 @@ def cli() -> None:
     """
 
 
-for command in (check, replay, sample):
+for command in (check, replay, sample, serve):
     cli.add_command(command)
