@@ -124,8 +124,7 @@ def _log_failure(error: BaseException) -> None:
 def _deliver(arguments: list[str], started: float, had_input: bool) -> Reply:
     import asyncio
 
-    from deliver import arguments as command_line
-    from deliver import config, exits, log, wiring
+    from deliver import config, exits, log, maildrop, wiring
     from deliver.envelope import envelope_of, maildir_of
     from deliver.message import Message, Source, read_framing
     from deliver.pipeline import deliver
@@ -133,7 +132,7 @@ def _deliver(arguments: list[str], started: float, had_input: bool) -> Reply:
     write = log.to("syslog")
     recipient = ""
     try:
-        call = command_line.read(arguments)
+        call, filter_file = maildrop.read(arguments)
         if not had_input:
             raise Deferred("standard input is closed", "4.3.0 Unable to read message")
         environment = os.environ
@@ -141,6 +140,8 @@ def _deliver(arguments: list[str], started: float, had_input: bool) -> Reply:
         if not call.plain:
             settings = config.load(config.find(call.config, environment.get("DELIVER_CONFIG", "")))
         write = log.to(settings.log.to)
+        if filter_file and not maildrop.is_replaced(filter_file, settings.maildrop.replaces, os.getcwd()):
+            maildrop.run_real(settings.maildrop.program, arguments[1:])
         deadline = settings.deadline - (time.monotonic() - started)
         _alarm(deadline + GRACE)
         site = wiring.site(settings, blocking=_at_once)

@@ -8,7 +8,7 @@ _FLAGS = {"--plain": "plain", "--no-loop-check": "loop_check", "--stop-after-spa
 
 
 class Call(NamedTuple):
-    """What a command line says; None and "" where it is silent."""
+    """What a command line says; None and "" where it is silent. ``headers`` are lines that maildrop's -A adds."""
 
     sender: str | None = None
     recipient: str = ""
@@ -17,6 +17,7 @@ class Call(NamedTuple):
     plain: bool = False
     loop_check: bool = True
     stop_after_spam: bool = False
+    headers: tuple[str, ...] = ()
 
 
 def read(arguments: list[str]) -> Call:

@@ -5,11 +5,12 @@ ten errors gives ten problems. Neither tomllib nor msgspec knows lines: a Proble
 `deliver check` finds the line for it.
 """
 
+import math
 import os
 import re
 import stat
 import tomllib
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
 import msgspec
 
@@ -28,7 +29,7 @@ USER_FILE_CAP = 256 * 1024
 LONGEST_DEADLINE = 900
 """Seconds. Postfix kills a command after 1000 (command_time_limit) and bounces the message."""
 
-LATER = ("attachments", "dkim", "expire", "learn", "lists", "maildrop", "notices", "programs", "scanner")
+LATER = ("attachments", "dkim", "expire", "learn", "lists", "notices", "programs", "scanner")
 """Tables of the contract that nothing acts on yet."""
 
 
@@ -143,6 +144,13 @@ class Users(Table, frozen=True):
     passwd: bool = False
 
 
+class Maildrop(Table, frozen=True):
+    """The table [maildrop]: for a host whose qmailadmin calls us by that name."""
+
+    replaces: tuple[str, ...] = ()
+    program: str = ""
+
+
 class Log(Table, frozen=True):
     """The table [log]."""
 
@@ -173,6 +181,7 @@ class Config(Table, frozen=True):
     authentication: Authentication = Authentication()
     service: Service = Service()
     users: Users | None = None
+    maildrop: Maildrop = Maildrop()
     log: Log = Log()
     user: User = User()
     rules: tuple[Rule, ...] = ()
@@ -188,6 +197,7 @@ _TABLES: dict[str, type[Table]] = {
     "authentication": Authentication,
     "service": Service,
     "users": Users,
+    "maildrop": Maildrop,
     "log": Log,
     "user": User,
 }
@@ -393,7 +403,7 @@ def _convert(
         try:
             values[field.name] = _value(key, value, field.type)
         except (msgspec.ValidationError, ValueError) as error:
-            problems.append(Problem((*path, key), re.sub(r" - at `\$.*`$", "", str(error))))
+            problems.append(Problem((*path, key), _plainly(str(error), field.type)))
     return values
 
 
@@ -403,13 +413,39 @@ def _value(key: str, value: Any, kind: Any) -> Any:
         if not given:
             raise ValueError('expected an address like "unix:/run/clamav/clamd.ctl" or "tcp:host:port"')
         return tuple(str(_special(Address, one)) for one in given)
+    if isinstance(value, float) and math.isnan(value):  # neither above nor below any score
+        raise ValueError("expected a number, got nan")
     return msgspec.convert(value, kind, dec_hook=_special)
+
+
+def _plainly(words: str, kind: Any) -> str:
+    """msgspec's sentence without its own names of types, and with the choices where there are some."""
+    if get_origin(kind) is Literal:
+        return f"expected one of {', '.join(get_args(kind))}"
+    words = re.sub(r" - at `\$.*`$", "", words)
+    return re.sub(r"(?i)(expected |got )`([a-z |]+)`", lambda found: found[1].lower() + _kinds(found[2]), words)
+
+
+def _kinds(names: str) -> str:
+    return " or ".join(_KINDS.get(name, name) for name in names.split(" | "))
+
+
+_KINDS = {
+    "str": "text in quotes",
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "array": "an array in []",
+    "object": "a table",
+    "null": "nothing",
+}
+"""TOML's words for msgspec's types."""
 
 
 def _special(kind: type, value: Any) -> Any:
     """Values that are written as text and mean something else. Raises ValueError with what was expected."""
     if kind is Size and isinstance(value, str | int) and not isinstance(value, bool):
-        return Size(parse_size(value) if isinstance(value, str) else value)
+        return Size(parse_size(str(value)))
     if not isinstance(value, str):
         raise ValueError(f"expected text in quotes, got {value!r}")
     if kind is Span:
@@ -418,6 +454,8 @@ def _special(kind: type, value: Any) -> Any:
         parse_limit(value)
     if kind is Folder and (wrong := folder_problem(value)):
         raise ValueError(wrong)
-    if kind is Address and not re.fullmatch(r"unix:/.+|tcp:.+:[0-9]+", value):
-        raise ValueError(f'expected "unix:/path" or "tcp:host:port", got "{value}"')
+    if kind is Address:
+        found = re.fullmatch(r"unix:/.{1,106}|tcp:.+:([0-9]{1,5})", value)
+        if not found or (found[1] and not 1 <= int(found[1]) <= 65535):
+            raise ValueError(f'expected "unix:/path" (107 bytes at most) or "tcp:host:port", got "{value}"')
     return kind(value)

@@ -84,7 +84,17 @@ def envelope_of(call: Call, environment: Mapping[str, str], framing: Framing, ma
         return_path=return_path if known else b"",
         delivered_to=delivered_to,
         loop_addresses=loops,
+        headers=b"".join(_line(name + ": ", "", value.strip()) for name, _, value in _headers(call.headers)),
     )
+
+
+def _headers(lines: tuple[str, ...]) -> list[tuple[str, str, str]]:
+    """maildrop's -A "Name: value"; what is not a header line is a slip in the command line."""
+    parts = [line.partition(":") for line in lines]
+    for name, colon, _ in parts:
+        if not colon or not re.fullmatch(r"[!-9;-~]+", name):
+            raise Deferred(f"-A {name!r} is not a header line", "4.3.5 Mail filter is called with an unknown option")
+    return parts
 
 
 def _line(name: str, given: str, value: str) -> bytes:

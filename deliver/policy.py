@@ -218,4 +218,4 @@ def _lines(case: Case, spam: bool, added: bytes) -> bytes:
             lines.append(header_lines.virus_status(verdict))
         elif verdict.scanner == "spamd":
             lines.append(header_lines.spam_status(verdict, spam, own))
-    return b"".join([*lines, added])
+    return b"".join([*lines, case.envelope.headers, added])

@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-from deliver import arguments, config, exits, wiring
+from deliver import config, exits, maildrop, wiring
 from deliver.client import DECLINED, NAMES, VERSION
 from deliver.config import Config
 from deliver.envelope import envelope_of, maildir_of
@@ -211,11 +211,13 @@ class Service:
         running = self._running
         recipient = ""
         try:
-            call = arguments.read(request.arguments)
+            call, filter_file = maildrop.read(request.arguments)
             if call.plain or config.find(call.config, request.environment.get("DELIVER_CONFIG", "")) != self._path:
                 return None
             directory = _directory(request.directory)
             if directory is None:
+                return None
+            if not maildrop.is_replaced(filter_file, running.config.maildrop.replaces, directory):
                 return None
             maildir = maildir_of(call, request.environment, running.config.maildir, directory)
             async with asyncio.timeout(running.config.deadline):

@@ -16,7 +16,7 @@ class Envelope(NamedTuple):
     ``sender`` is "" for the null sender. ``recipient`` is ``local@domain``. ``extension`` is "" where there is none.
     ``maildir`` is an absolute path. ``return_path`` and ``delivered_to`` are whole header lines with their newline, to
     be put before the message where it has none yet; b"" for none. ``loop_addresses`` are what a Delivered-To below the
-    framing must not name; empty switches the check off.
+    framing must not name; empty switches the check off. ``headers`` are lines that the caller wants added.
     """
 
     sender: str
@@ -26,6 +26,7 @@ class Envelope(NamedTuple):
     return_path: bytes = b""
     delivered_to: bytes = b""
     loop_addresses: tuple[str, ...] = ()
+    headers: bytes = b""
 
 
 class Finding(enum.Enum):

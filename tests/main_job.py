@@ -210,7 +210,7 @@ class Home:
             elif sigchld == "ignored":
                 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 
-        command = [str(self._prefix / "bin" / program), *arguments]
+        command = [os.path.join(self._prefix, "bin", program), *arguments]
         settings: dict[str, Any] = {
             "cwd": self.path,
             "env": self.environment() if environment is None else environment,

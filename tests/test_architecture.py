@@ -30,7 +30,7 @@ ROOMS = {
     "scanners": Room("scanners.*", "values"),
     "adapters": Room("maildir mailbox quota subscriptions forward", "values"),
     # From files, the environment and the network to values, and back.
-    "reading": Room("config arguments envelope positions rules.load log lmtp", "values"),
+    "reading": Room("config arguments maildrop envelope positions rules.load log lmtp", "values"),
     # What only a process that stays needs: scans shared and counted, and LMTP's users.
     "resident": Room("scan_once metrics users", "values story reading"),
     # The only one that knows every adapter.

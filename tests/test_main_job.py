@@ -401,6 +401,78 @@ def test_a_200_mb_message_needs_no_memory_for_its_size(make_lone_home: Make, scr
     assert ours - bare < 60_000
 
 
+REAL_MAILDROP = """#!/bin/sh
+cat >{0}
+echo "$@" >>{0}
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "ours"),
+    [
+        ((), True),
+        (("/etc/mailfilter",), True),
+        (("-V", "3", "-w", "90", "-A", "Content-Filter: maildrop-toaster", "/etc/../etc/mailfilter"), True),
+        (("-f", "other@example.net", "/etc/mailfilter", "you@example.org"), True),
+        (("/home/you/.mailfilter",), False),
+    ],
+)
+def test_called_as_maildrop(make_home: Make, scratch: Path, arguments: tuple[str, ...], *, ours: bool) -> None:
+    """Its options are understood; a user's own filter is the real maildrop's."""
+    home = make_home()
+    program = scratch / "maildrop.real"
+    program.write_text(REAL_MAILDROP.format(scratch / "said"))
+    program.chmod(0o755)
+    text = home.config.read_text().replace("replaces = []", 'replaces = ["/etc/mailfilter"]')
+    home.config.write_text(text.replace('program = ""', f'program = "{program}"'))
+    link = scratch / "maildrop"
+    link.symlink_to(home._prefix / "bin" / "deliver")
+    answer = home.deliver(main_job.message("x"), *arguments, program=str(link))
+    assert (answer.code, answer.stderr) == (0, b"")
+    assert len(home.messages()) == ours
+    assert (scratch / "said").exists() is not ours
+    if "-A" in arguments:
+        assert b"\nContent-Filter: maildrop-toaster\n" in home.messages()[0]
+    if "-f" in arguments:
+        assert home.logged()[-1]["sender"] == "other@example.net"
+    if not ours:
+        assert (scratch / "said").read_bytes() == main_job.message("x") + b"/home/you/.mailfilter\n"
+
+
+def test_a_filter_of_maildrops_without_maildrop_waits(make_home: Make, scratch: Path) -> None:
+    """What we cannot run we must not skip."""
+    home = make_home()
+    link = scratch / "maildrop"
+    link.symlink_to(home._prefix / "bin" / "deliver")
+    assert_temporary(home.deliver(main_job.message("x"), ".mailfilter", program=str(link)))
+    assert_temporary(home.deliver(main_job.message("x"), "-v", program=str(link)))
+
+
+QUEUE = """#!/bin/sh
+cat >{0}/queued
+exec cat <&1 >>{0}/queued
+"""
+
+
+def test_a_rule_sends_on_through_qmails_queue(make_home: Make, scratch: Path) -> None:
+    """With our Delivered-To, by which a loop is found, and the sender it came with."""
+    home = make_home()
+    programs = scratch / "bin"
+    programs.mkdir()
+    (programs / "qmail-queue").write_text(QUEUE.format(scratch))
+    (programs / "qmail-queue").chmod(0o755)
+    (home.path / "mailfilter.toml").write_text('[[rule]]\nforward = "else@example.com"\n')
+    main_job.own(home.path)
+    content = main_job.message("x")
+    answer = home.deliver(content, environment=home.environment(PATH=f"{programs}:/usr/bin:/bin"))
+    assert (answer.code, home.where()) == (0, ""), home.logged()
+    queued = (scratch / "queued").read_bytes()
+    assert queued.startswith(b"Delivered-To: you@example.org\n")
+    assert queued.endswith(content + b"Ffriend@example.net\0Telse@example.com\0\0")
+    (programs / "qmail-queue").write_text("#!/bin/sh\nexit 100\n")
+    assert_temporary(home.deliver(content, environment=home.environment(PATH=f"{programs}:/usr/bin:/bin")))
+
+
 def test_a_loop_check_can_be_switched_off(make_home: Make) -> None:
     """fetchmail and getmail fetch mail that has been delivered to the same address already."""
     home = make_home()
