@@ -38,7 +38,7 @@ def main() -> None:
     if arguments and arguments[0] in COMMANDS:
         from deliver.commands import cli
 
-        cli()
+        cli(prog_name="deliver")
         return
     started = time.monotonic()
     reply = Reply(75, "4.3.0 Temporary failure (#4.3.0)")
@@ -145,7 +145,7 @@ def _deliver(arguments: list[str], started: float, had_input: bool) -> Reply:
         deadline = settings.deadline - (time.monotonic() - started)
         _alarm(deadline + GRACE)
         site = wiring.site(settings, blocking=_at_once)
-        site = wiring.for_caller(site, qmail="DTLINE" in environment, path=environment.get("PATH", ""))
+        site = wiring.for_caller(site, environment)
         maildir = maildir_of(call, environment, settings.maildir)
         if os.geteuid() == 0:
             _become_owner(maildir)

@@ -34,7 +34,8 @@ def read(arguments: list[str]) -> Call:
         name = _FLAGS.get(option, option[2:])
         said[name] = value if option not in _FLAGS else name != "loop_check"
     addresses = [argument for argument in rest if "@" in argument]
-    if len(addresses) < len(rest) or len(rest) > 1:
+    # Two recipients would be one mailbox and a loss: Postfix pipe(8) without recipient_limit=1 asks for that.
+    if len(addresses) < len(rest) or len({*addresses, *([said["recipient"]] if "recipient" in said else [])}) > 1:
         line = "4.3.5 Mail filter is called with unknown arguments"
         raise Deferred(f"command line: cannot make sense of {rest}", line)
     said.setdefault("recipient", addresses[0] if addresses else "")

@@ -13,7 +13,7 @@ import sys
 WAIT = 600.0
 """Seconds for the answer; the service's own deadline is below Postfix's 1000 s and ours must not cut it short."""
 
-NAMES = b"SENDER RECIPIENT LOCAL HOST EXT EXTENSION DTLINE RPLINE UFLINE HOME PATH DELIVER_CONFIG".split()
+NAMES = b"SENDER NEWSENDER RECIPIENT LOCAL HOST EXT EXTENSION DTLINE RPLINE UFLINE HOME PATH DELIVER_CONFIG".split()
 """What of the environment tells who a message is for; the rest is none of the service's business."""
 
 FAILED = b"4.3.0 Temporary failure (#4.3.0)\n"

@@ -291,6 +291,9 @@ def _across(config: Config) -> list[Problem]:
         problems.append(
             Problem(("deadline",), "is at most 15 min: Postfix kills a command after 1000 s and bounces its message")
         )
+    directory = config.quarantine.directory
+    if not re.fullmatch(r"(\{maildir\})?/.*[^/].*", directory) or ".." in directory.split("/"):
+        problems.append(Problem(("quarantine", "directory"), 'is an absolute path, or begins with "{maildir}/"'))
     if config.spam.trust_header and config.spamd is not None:
         problems.append(
             Problem(("spam", "trust-header"), "counts for nothing where [spamd] is configured", warning=True)

@@ -19,11 +19,14 @@ class Forwarder:
     """Hands messages to the MTA.
 
     ``qmail`` says that qmail called us. ``path`` is the PATH that the MTA gave, searched before the usual places;
-    ``rewrite`` is the command that makes a new envelope sender (SRS), empty to keep the old one. ``timeout`` in
-    seconds is for one program.
+    ``rewrite`` is the command that makes a new envelope sender (SRS), empty to keep the old one; ``sender`` is the new
+    one where the MTA has said it. ``timeout`` in seconds is for one program.
     """
 
-    def __init__(self, *, qmail: bool, path: str, rewrite: Sequence[str] = (), timeout: float = 60.0) -> None:
+    def __init__(
+        self, *, qmail: bool, path: str, rewrite: Sequence[str] = (), sender: str | None = None, timeout: float = 60.0
+    ) -> None:
+        self._sender = sender
         self._qmail = qmail
         self._path = [entry for entry in path.split(":") if entry.startswith("/")]
         self._rewrite = tuple(rewrite)
@@ -31,6 +34,8 @@ class Forwarder:
 
     def send(self, sender: str, address: str, chunks: Iterable[bytes]) -> None:
         """Queue one message for one address. Raises Deferred."""
+        if self._sender is not None:
+            sender = self._sender
         if self._rewrite and sender:
             sender = self._rewritten(sender)
         queue = self._find("qmail-queue", QMAIL) if self._qmail else ""

@@ -230,8 +230,7 @@ class Service:
                         envelope = envelope_of(call, request.environment, framing, maildir)
                         recipient = envelope.recipient
                         message = Message(source, framing, envelope.return_path, wiring.forgeries(running.config))
-                        path = request.environment.get("PATH", "")
-                        site = wiring.for_caller(running.site, qmail="DTLINE" in request.environment, path=path)
+                        site = wiring.for_caller(running.site, request.environment)
                         outcome = await self._deliver(site, message, envelope)
                     finally:
                         source.close()

@@ -5,8 +5,9 @@ what a delivery costs.
 """
 
 import os
+import re
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from deliver import log
@@ -41,16 +42,16 @@ def site(config: Config, *, blocking: Callable[..., Awaitable[Any]], read: Reade
         personal=lambda envelope: _personal(config, envelope, write, read),
         mailbox=lambda envelope: _mailbox(config, envelope, write),
         quarantine=lambda envelope: quarantine(config, envelope),
-        injector=lambda: _injector(config, qmail=False, path=""),
+        injector=lambda: _injector(config, {}),
         blocking=blocking,
         log=write,
         now=time.time,
     )
 
 
-def for_caller(one: Site, *, qmail: bool, path: str) -> Site:
-    """The site for a message that qmail gave, or another MTA, which has this PATH."""
-    return one._replace(injector=lambda: _injector(one.config, qmail=qmail, path=path))
+def for_caller(one: Site, environment: Mapping[str, str]) -> Site:
+    """The site for a message from the MTA that set this environment."""
+    return one._replace(injector=lambda: _injector(one.config, environment))
 
 
 def resident(
@@ -103,11 +104,14 @@ class PersonalFiles:
         return own
 
 
-def _injector(config: Config, *, qmail: bool, path: str) -> Injector:
+def _injector(config: Config, environment: Mapping[str, str]) -> Injector:
+    """Under qmail (DTLINE is set) NEWSENDER is the sender of what is sent on (dot-qmail(5), .qmail-ext-owner)."""
     from deliver.forward import Forwarder
 
     rewrite = () if config.forward.sender == "keep" else config.forward.sender
-    return Forwarder(qmail=qmail, path=path, rewrite=rewrite)
+    qmail = "DTLINE" in environment
+    sender = environment.get("NEWSENDER") if qmail and not rewrite else None
+    return Forwarder(qmail=qmail, path=environment.get("PATH", ""), rewrite=rewrite, sender=sender)
 
 
 def scanners(config: Config) -> tuple[Scanner, ...]:
@@ -146,7 +150,7 @@ def quarantine(config: Config, envelope: Envelope) -> Store:
     if directory.startswith("{maildir}/"):
         return Files(envelope.maildir, directory.removeprefix("{maildir}/"))
     base, _, name = directory.rstrip("/").rpartition("/")
-    return Files(base or "/", name)
+    return Files(os.path.realpath(base or "/"), name)  # the administrator's own links are to be followed
 
 
 def spool(maildir: str) -> int:
@@ -174,7 +178,9 @@ def full(maildir: str, sizes: list[tuple[str, int]]) -> str:
 def _personal(config: Config, envelope: Envelope, write: log.Log, read: Reader) -> Personal:
     if not config.user_rules:
         return Personal()
-    own = read(os.path.join(os.path.dirname(envelope.maildir), config.user_rules), config, os.geteuid())
+    own = read(
+        os.path.join(os.path.dirname(os.path.normpath(envelope.maildir)), config.user_rules), config, os.geteuid()
+    )
     if own.error:
         words = f"{os.path.basename(config.user_rules)}: {own.error}; the site's rules alone were applied"
         write(level="warning", recipient=envelope.recipient, detail=words)
@@ -188,10 +194,19 @@ def _mailbox(config: Config, envelope: Envelope, write: log.Log) -> Mailbox:
     default: Limit | None = parse_limit(config.quota.limit) if config.quota.limit else None
     if config.quota.command and not os.path.lexists(os.path.join(envelope.maildir, "maildirsize")):
         try:
-            default = parse_limit(_ask(config.quota.command, envelope))
+            default = parse_limit(_as_vpopmail_means(_ask(config.quota.command, envelope)))
         except (OSError, ValueError, Deferred) as error:
             write(level="warning", recipient=envelope.recipient, detail=f"[quota] command: {error}; no quota is kept")
     return mailbox.Mailbox(envelope.maildir, default, config.quota.warn_at, config.quota.warning)
+
+
+def _as_vpopmail_means(limit: str) -> str:
+    """vuserinfo may print "10M" or "10MB", with units of 1024 (vpopmail's format_maildirquota)."""
+
+    def in_bytes(found: re.Match[str]) -> str:
+        return f"{int(found[1]) * 1024 ** ('KMG'.index(found[2].upper()) + 1)}S"
+
+    return re.sub(r"\b([0-9]{1,12}) *([KMGkmg])[Bb]?(?![A-Za-z])", in_bytes, limit)
 
 
 def _ask(command: Sequence[str], envelope: Envelope) -> str:

@@ -215,7 +215,7 @@ def test_plain_needs_no_configuration(make_home: Make) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [("--what",), ("--sender",), ("no-address",), ("a@b", "c@d"), ("-x",), ("--stop-after-spam=1",)]
+    "arguments", [("--what",), ("--sender",), ("no-address",), ("a@b", "c@d"), ("--recipient", "a@b", "c@d"), ("-x",), ("--stop-after-spam=1",)]
 )
 def test_a_slip_on_the_command_line_bounces_nothing(make_home: Make, arguments: tuple[str, ...]) -> None:
     """An unknown option is a slip of the admin's, not the sender's fault."""
@@ -223,6 +223,16 @@ def test_a_slip_on_the_command_line_bounces_nothing(make_home: Make, arguments: 
     answer = home.deliver(main_job.message("x" * 100_000), *arguments, stdin="pipe")
     assert_temporary(answer)
     assert home.where() == ""
+
+
+@pytest.mark.parametrize("written", ["Maildir/", "Maildir/.", "./Maildir"])
+def test_the_users_file_lies_beside_the_maildir_however_it_is_written(make_home: Make, written: str) -> None:
+    """A trailing slash must not move it into the Maildir."""
+    home = make_home()
+    (home.path / "mailfilter.toml").write_text('[[rule]]\nfile = "Mine"\n')
+    main_job.own(home.path)
+    assert home.deliver(main_job.message("x"), "--maildir", written).code == 0
+    assert home.where() == "Mine"
 
 
 def test_without_a_recipient_it_is_tried_again(make_home: Make) -> None:
