@@ -42,8 +42,8 @@ _ERRORS = (500, 501, 503, 555)
 # The path is what stands between < and the first > outside quotes (RFC 5321 section 4.1.2). Blanks behind the colon are
 # forgiven, as every MTA does. Possessive: a line is read once, whatever is in it.
 _ARGUMENT = r'%s: *<(?P<path>(?:"(?:[^"\\]|\\.)*+"|[^"<>])*+)>(?P<parameters>(?: .*)?)'
-_FROM = re.compile((_ARGUMENT % "FROM").encode(), re.IGNORECASE | re.DOTALL)
-_TO = re.compile((_ARGUMENT % "TO").encode(), re.IGNORECASE | re.DOTALL)
+_FROM = re.compile((_ARGUMENT % "FROM").encode(), re.IGNORECASE)
+_TO = re.compile((_ARGUMENT % "TO").encode(), re.IGNORECASE)
 
 # Wider than RFC 5321 (a..b@x, a.@x are in use; qmail's #@[] is a sender), but never a control character or a blank
 # outside quotes. The source route goes (RFC 5321 appendix C).
@@ -199,7 +199,7 @@ class Session:
         if not self._hungry:
             raise RuntimeError("receive() before next_event() has returned None")
         self._hungry = False
-        self._ended = self._ended or not data
+        self._ended = not data
         self._input = self._input[self._at :] + data
         self._at = 0
 
@@ -437,6 +437,9 @@ class Session:
             self._chunk(self._input[start:stop])
         if found < 0:
             return bool(self._events)
+        if self._events and self._too_big:  # first the owner hears that, then the client
+            self._at = found
+            return True
         self._mode = _Mode.COMMANDS
         if self._too_big:
             recipients = len(self._recipients)

@@ -7,7 +7,7 @@ what a delivery costs.
 import os
 import re
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from deliver import log
@@ -18,8 +18,8 @@ from deliver.message import Forgeries
 from deliver.pipeline import Mailbox, Site
 from deliver.scan import Scanner
 from deliver.units import Limit, parse_limit
-from deliver.values import Envelope
-from quarantine.store import Store
+from deliver.values import INBOX, Envelope
+from quarantine.store import Archive, Store
 
 if TYPE_CHECKING:
     from deliver.metrics import Metrics
@@ -144,13 +144,45 @@ def forgeries(config: Config) -> Forgeries:
 
 def quarantine(config: Config, envelope: Envelope) -> Store:
     """Where this recipient's mail is held."""
+    return archive(config.quarantine.directory, envelope.maildir)
+
+
+def archive(directory: str, maildir: str) -> Archive:
+    """The quarantine in ``directory``, which may begin with "{maildir}/"."""
     from quarantine.files import Files
 
-    directory = config.quarantine.directory
     if directory.startswith("{maildir}/"):
-        return Files(envelope.maildir, directory.removeprefix("{maildir}/"))
-    base, _, name = directory.rstrip("/").rpartition("/")
+        return Files(maildir, directory.removeprefix("{maildir}/"))
+    base, _, name = os.path.abspath(directory).rpartition("/")
     return Files(os.path.realpath(base or "/"), name)  # the administrator's own links are to be followed
+
+
+def store(maildir: str, folder: str, content: Callable[[], Iterable[bytes]]) -> None:
+    """Put one message into a Maildir, unfiltered and counted; into its inbox where the folder cannot be used.
+
+    Over quota it is stored all the same: somebody has asked for it. Raises Deferred.
+    """
+    from deliver.mailbox import Mailbox
+    from deliver.maildir import FolderUnusable
+
+    mailbox = Mailbox(maildir, None, 100, "")
+    try:
+        try:
+            prepared = mailbox.prepare(folder, content())
+        except FolderUnusable:
+            prepared = mailbox.prepare(INBOX, content())
+        try:
+            prepared.commit()
+        finally:
+            prepared.abort()
+        mailbox.settle()
+    finally:
+        mailbox.close()
+
+
+def send(sender: str, address: str, content: Iterable[bytes]) -> None:
+    """Hand one message to the MTA; raises Deferred."""
+    _injector(Config(), os.environ).send(sender, address, content)
 
 
 def spool(maildir: str) -> int:

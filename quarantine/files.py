@@ -2,30 +2,38 @@
 
     messages/DIGEST     a message, once however many recipients it was held for, 0600
     held/ID.json        one recipient's envelope: why, when, for whom, where it was going; 0600
+    releasing/ID.json   the same, while it is being released or deleted: who has moved it there may go on
+    released/ID.json    the same, after it was released
     tmp/                what is being written
+    audit.log           who did what and when, a JSON object a line
+
+A body and its envelope are linked under a shared lock on the directory, bodies without envelopes are removed under an
+exclusive one: no body can go between being found there and being counted on.
 
 To release by hand: copy messages/DIGEST into the `new` directory of the Maildir that held/ID.json names.
 """
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import stat
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from quarantine.store import Held
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_CHUNK = 256 * 1024
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Files:
     """A quarantine under ``base``, a directory that exists, in ``relative``, which is made on first use.
 
-    No symbolic link is followed below ``base``: its owner may be a stranger to the process.
+    No symbolic link is followed from ``base`` itself on: its owner may be a stranger to the process, and may swap it.
     """
 
     def __init__(self, base: str, relative: str) -> None:
@@ -49,6 +57,107 @@ class Files:
                 pending.abort()
                 raise
         return pending
+
+    def ids(self, state: str = "held") -> list[str]:
+        """The ids of all envelopes in a state ("held", "releasing", "released"), in no order; raises OSError."""
+        with contextlib.ExitStack() as stack:
+            directory = self._open(state, stack)
+            return [name[:-5] for name in os.listdir(directory) if name.endswith(".json") and not name.startswith(".")]
+
+    def read(self, id_: str, state: str = "held") -> Held:
+        """One envelope. Raises KeyError where there is none, ValueError where it cannot be read, OSError."""
+        with contextlib.ExitStack() as stack:
+            text = _read(self._open(state, stack), f"{_plain(id_)}.json")
+        fields = json.loads(text)
+        if not isinstance(fields, dict):
+            raise ValueError(f"{id_}: not an envelope")
+        known = {name: fields[name] for name in Held._fields if name in fields}
+        return Held(**{**known, "verdicts": tuple(known.get("verdicts", ()))})
+
+    def chunks(self, held: Held) -> Iterator[bytes]:
+        """The message of an envelope; raises KeyError where its file is gone, OSError."""
+        with contextlib.ExitStack() as stack:
+            directory = self._open("messages", stack)
+            try:
+                fd = os.open(_plain(os.path.basename(held.body)), os.O_RDONLY | os.O_NOFOLLOW, dir_fd=directory)
+            except FileNotFoundError:
+                raise KeyError(held.body) from None
+            with open(fd, "rb") as file:
+                while chunk := file.read(_CHUNK):
+                    yield chunk
+
+    def move(self, id_: str, before: str, after: str) -> None:
+        """Take an envelope from one state to another, durably; KeyError where it is not there: somebody was quicker."""
+        with contextlib.ExitStack() as stack:
+            old, new = self._open(before, stack), self._open(after, stack)
+            name = f"{_plain(id_)}.json"
+            try:
+                os.rename(name, name, src_dir_fd=old, dst_dir_fd=new)
+            except FileNotFoundError:
+                raise KeyError(id_) from None
+            os.fsync(new)
+            os.fsync(old)
+
+    def forget(self, id_: str, state: str) -> None:
+        """Remove an envelope; its message goes with `collect`. KeyError where there is none."""
+        with contextlib.ExitStack() as stack:
+            directory = self._open(state, stack)
+            try:
+                os.unlink(f"{_plain(id_)}.json", dir_fd=directory)
+            except FileNotFoundError:
+                raise KeyError(id_) from None
+            os.fsync(directory)
+
+    def bodies(self) -> dict[str, float]:
+        """The messages that are there, by their names in an envelope's ``body``, and their times of change."""
+        with contextlib.ExitStack() as stack:
+            directory = self._open("messages", stack)
+            with os.scandir(directory) as entries:
+                return {f"messages/{entry.name}": entry.stat(follow_symlinks=False).st_mtime for entry in entries}
+
+    def collect(self, referenced: Callable[[], set[str]], older_than: float = 0.0) -> list[str]:
+        """Remove messages that no envelope names and that have not changed for ``older_than`` seconds; their names.
+
+        ``referenced`` is asked while no envelope can be added.
+        """
+        with contextlib.ExitStack() as stack:
+            directory = self._open("messages", stack)
+            fcntl.flock(directory, fcntl.LOCK_EX)
+            named = referenced()
+            now = time.time()
+            gone = [name for name, when in self.bodies().items() if name not in named and now - when >= older_than]
+            for name in gone:
+                os.unlink(os.path.basename(name), dir_fd=directory)
+            os.fsync(directory)
+        return gone
+
+    def sweep(self, older_than: float) -> list[str]:
+        """Remove what crashed writers left in tmp/; the names."""
+        with contextlib.ExitStack() as stack:
+            directory = self._open("tmp", stack)
+            with os.scandir(directory) as entries:
+                now = time.time()
+                old = [one.name for one in entries if now - one.stat(follow_symlinks=False).st_mtime >= older_than]
+            for name in old:
+                os.unlink(name, dir_fd=directory)
+        return old
+
+    def note(self, **record: object) -> None:
+        """Add a line to the audit log; raises OSError."""
+        with contextlib.ExitStack() as stack:
+            root = _beneath(self._base, self._relative, stack)
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            fd = os.open("audit.log", flags, 0o600, dir_fd=root)
+            try:
+                _write_all(fd, json.dumps(record).encode() + b"\n")
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+
+    def _open(self, name: str, stack: contextlib.ExitStack) -> int:
+        fd = _child(_beneath(self._base, self._relative, stack), name)
+        stack.callback(_close, fd)
+        return fd
 
 
 class PendingFile:
@@ -88,6 +197,7 @@ class PendingFile:
         if self._held is None:
             raise ValueError("nothing was written")
         tmp, messages, held = self._fds["tmp"], self._fds["messages"], self._fds["held"]
+        fcntl.flock(messages, fcntl.LOCK_SH)
         with contextlib.suppress(FileExistsError):  # the same message, held for another recipient
             os.link(f"{self._unique}.eml", os.path.basename(self._held.body), src_dir_fd=tmp, dst_dir_fd=messages)
         os.fsync(messages)
@@ -103,8 +213,7 @@ class PendingFile:
                 os.unlink(name, dir_fd=self._fds["tmp"])
         self._written = []
         for fd in self._fds.values():
-            with contextlib.suppress(OSError):
-                os.close(fd)
+            _close(fd)
         self._fds = {}
 
     def _create(self, suffix: str) -> int:
@@ -124,16 +233,22 @@ class PendingFile:
 
 
 def _beneath(base: str, relative: str, stack: contextlib.ExitStack) -> int:
-    fd = os.open(base, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    stack.callback(os.close, fd)
+    fd = os.open(base.rstrip("/") or "/", _DIRECTORY)  # with a slash behind it a symbolic link would be followed
+    stack.callback(_close, fd)
     for name in relative.split("/"):
         if name in ("", "."):
             continue
         if name == "..":
             raise OSError(errno.EINVAL, "a quarantine directory must not contain ..")
         fd = _child(fd, name)
-        stack.callback(os.close, fd)
+        stack.callback(_close, fd)
     return fd
+
+
+def _close(directory: int) -> None:
+    """Nothing was written through a directory, so nothing is lost where this fails (NFS)."""
+    with contextlib.suppress(OSError):
+        os.close(directory)
 
 
 def _child(parent: int, name: str) -> int:
@@ -145,6 +260,22 @@ def _child(parent: int, name: str) -> int:
             os.mkdir(name, 0o700, dir_fd=parent)
         os.fsync(parent)
         return os.open(name, _DIRECTORY, dir_fd=parent)
+
+
+def _plain(name: str) -> str:
+    """A file's name that leads nowhere else; KeyError for others."""
+    if not name or "/" in name or name.startswith("."):
+        raise KeyError(name)
+    return name
+
+
+def _read(directory: int, name: str) -> bytes:
+    try:
+        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
+    except FileNotFoundError:
+        raise KeyError(name) from None
+    with open(fd, "rb") as file:
+        return file.read()
 
 
 def _write_all(fd: int, data: bytes) -> None:

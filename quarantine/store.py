@@ -1,6 +1,6 @@
 """What a quarantine keeps of a message, and what every kind of store must do."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, Protocol
 
 
@@ -43,3 +43,38 @@ class Store(Protocol):
 
     def prepare(self, held: Held, chunks: Iterable[bytes]) -> Pending:
         """Write the message and its envelope where a power cut finds them whole; raises OSError."""
+
+
+class Archive(Store, Protocol):
+    """A store as people use it. ``state`` is "held", "releasing" or "released"."""
+
+    @property
+    def path(self) -> str:
+        """Where it is, for people."""
+
+    def ids(self, state: str = "held") -> list[str]:
+        """All ids in a state."""
+
+    def read(self, id_: str, state: str = "held") -> Held:
+        """One envelope; KeyError where there is none, ValueError where it is damaged."""
+
+    def chunks(self, held: Held) -> Iterator[bytes]:
+        """Its message; KeyError where that is gone."""
+
+    def move(self, id_: str, before: str, after: str) -> None:
+        """From one state to another; KeyError where somebody was quicker."""
+
+    def forget(self, id_: str, state: str) -> None:
+        """Remove an envelope."""
+
+    def bodies(self) -> dict[str, float]:
+        """The messages and their times of change."""
+
+    def collect(self, referenced: Callable[[], set[str]], older_than: float = 0.0) -> list[str]:
+        """Remove messages that no envelope names."""
+
+    def sweep(self, older_than: float) -> list[str]:
+        """Remove what crashed writers left."""
+
+    def note(self, **record: object) -> None:
+        """Add to the audit log."""

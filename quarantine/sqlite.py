@@ -1,0 +1,127 @@
+"""An index of what is held, so that a hundred thousand messages can be searched at once.
+
+It is only an index: whatever is in it was read from envelopes, and it can be deleted at any time. Deliveries do not
+know of it; every command first brings it up to date with the directory, where the truth is.
+"""
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from quarantine.store import Archive, Held
+
+STATES = ("held", "releasing", "released")
+
+_MIGRATIONS = (
+    """CREATE TABLE envelope (
+        id TEXT NOT NULL, state TEXT NOT NULL, recipient TEXT NOT NULL, sender TEXT NOT NULL, subject TEXT NOT NULL,
+        reason TEXT NOT NULL, time REAL NOT NULL, size INTEGER NOT NULL, body TEXT NOT NULL, PRIMARY KEY (id, state)
+    );
+    CREATE INDEX envelope_time ON envelope (time);
+    CREATE INDEX envelope_body ON envelope (body);""",
+)
+"""In this order, each once; PRAGMA user_version says how many were."""
+
+
+class Row(NamedTuple):
+    """What a list shows of an envelope. ``time`` is in seconds since the epoch, ``size`` in bytes."""
+
+    id: str
+    recipient: str
+    sender: str
+    subject: str
+    reason: str
+    time: float
+    size: int
+
+
+class Search(NamedTuple):
+    """What to look for: globs (SQLite's GLOB, without case), and ages in seconds. Empty and None mean anything."""
+
+    recipient: str = ""
+    sender: str = ""
+    subject: str = ""
+    reason: str = ""
+    older: float | None = None
+    newer: float | None = None
+
+
+class Index:
+    """The index of one archive, in ``index.sqlite`` beside it. Raises sqlite3.Error where it cannot be used."""
+
+    def __init__(self, archive: Archive) -> None:
+        self._archive = archive
+        self.damaged: list[tuple[str, str]] = []
+        before = os.umask(0o077)
+        try:
+            self._database = sqlite3.connect(os.path.join(archive.path, "index.sqlite"), timeout=30)
+        finally:
+            os.umask(before)
+        self._migrate()
+
+    def close(self) -> None:
+        """Close the database."""
+        self._database.close()
+
+    def update(self) -> None:
+        """Bring it up to date: new envelopes are read, those that are gone are dropped. Raises OSError."""
+        with self._database:
+            for state in STATES:
+                there = set(self._archive.ids(state))
+                known = {row[0] for row in self._database.execute("SELECT id FROM envelope WHERE state = ?", (state,))}
+                self._database.executemany(
+                    "DELETE FROM envelope WHERE id = ? AND state = ?", [(id_, state) for id_ in known - there]
+                )
+                self._database.executemany(
+                    "INSERT OR REPLACE INTO envelope VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                    self._new(state, sorted(there - known)),
+                )
+
+    def search(self, what: Search, now: float, state: str = "held") -> Iterator[Row]:
+        """The envelopes that match, oldest first."""
+        clauses, values = ["state = ?"], [state]
+        for field in ("recipient", "sender", "subject", "reason"):
+            if wanted := getattr(what, field):
+                clauses.append(f"lower({field}) GLOB ?")
+                values.append(wanted.lower())
+        if what.older is not None:
+            clauses.append(f"time <= {float(now - what.older)!r}")
+        if what.newer is not None:
+            clauses.append(f"time >= {float(now - what.newer)!r}")
+        columns = ", ".join(Row._fields)
+        query = f"SELECT {columns} FROM envelope WHERE {' AND '.join(clauses)} ORDER BY time, id"  # nosec B608
+        for row in self._database.execute(query, values):
+            yield Row(*row)
+
+    def referenced(self) -> set[str]:
+        """The messages that envelopes name, up to date."""
+        self.update()
+        return {row[0] for row in self._database.execute("SELECT DISTINCT body FROM envelope")}
+
+    def _new(self, state: str, ids: list[str]) -> Iterator[tuple[object, ...]]:
+        for id_ in ids:
+            try:
+                held: Held = self._archive.read(id_, state)
+                row = (
+                    id_,
+                    state,
+                    held.recipient,
+                    held.sender,
+                    held.subject,
+                    held.reason,
+                    held.time,
+                    held.size,
+                    held.body,
+                )
+            except KeyError:
+                continue  # gone since
+            except (ValueError, TypeError) as error:
+                self.damaged.append((id_, str(error)))
+                continue
+            yield row
+
+    def _migrate(self) -> None:
+        done = self._database.execute("PRAGMA user_version").fetchone()[0]
+        for number, script in enumerate(_MIGRATIONS[done:], done + 1):
+            self._database.executescript(f"BEGIN; {script} PRAGMA user_version = {number}; COMMIT;")
