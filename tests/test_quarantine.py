@@ -6,7 +6,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +50,10 @@ def maildir(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(params=["files"])
-def archive(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Archive]:
+def archive(request: pytest.FixtureRequest, tmp_path: Path) -> Archive:
     """A store; a second backend joins here and must pass the same tests."""
     assert request.param == "files"
-    yield Files(str(tmp_path), "quarantine")
+    return Files(str(tmp_path), "quarantine")
 
 
 def run(maildir: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
