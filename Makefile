@@ -14,9 +14,10 @@ PYTHON := $(shell for python in /usr/bin/python3 python3 python3.13 python3.12 p
 	path=$$(command -v $$python) && $$path -I -c 'import sys; sys.exit(sys.version_info < (3, 11))' && echo $$path && break; \
 	done 2>/dev/null)
 
-# What the tests run for real: a program and, behind the colon, the Debian package that has it.
+# What the tests run for real: a program (or a file with its path) and, behind the colon, the Debian package that has it.
 PROGRAMS := clamd:clamav-daemon clamdscan:clamdscan spamd:spamd spamc:spamc /usr/lib/dovecot/imap:dovecot-imapd \
-	deliverquota.courier:courier-base strace:strace maildrop:maildrop
+	deliverquota.courier:courier-base strace:strace maildrop:maildrop clamscan:clamav rspamd:rspamd \
+	c-icap:c-icap /usr/lib/$(shell uname -m)-linux-gnu/c_icap/virus_scan.so:libc-icap-mod-virus-scan
 
 # $(call apt-install,PACKAGES): as root, on Debian, without starting any service that comes with them
 # (invoke-rc.d(8): policy-rc.d exiting 101 forbids it).
@@ -80,7 +81,8 @@ python:
 programs:
 	@missing=
 	for program in $(PROGRAMS); do
-		PATH=$$PATH:/usr/sbin:/sbin command -v $${program%%:*} >/dev/null || missing="$$missing $${program#*:}"
+		[ -e $${program%%:*} ] || PATH=$$PATH:/usr/sbin:/sbin command -v $${program%%:*} >/dev/null ||
+			missing="$$missing $${program#*:}"
 	done
 	[ -n "$$missing" ] || exit 0
 	if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
@@ -106,10 +108,14 @@ test-faults: setup
 	@echo 'test-faults: pytest'
 	$(BIN)/python -m pytest -q -m faults || [ $$? = 5 ] # 5: there is none
 
+# BENCH=full measures for an hour or so instead of minutes.
 .PHONY: bench
+bench: PROGRAMS += procmail:procmail /usr/lib/dovecot/lmtp:dovecot-lmtpd sievec:dovecot-sieve
 bench: setup
-	@echo 'bench: pytest'
-	$(BIN)/python -m pytest -q -s -m bench || [ $$? = 5 ] # 5: there is none
+	@echo 'bench: what rules cost'
+	$(BIN)/python bench/curves.py
+	echo 'bench: side by side'
+	$(BIN)/python bench/run.py
 
 .PHONY: check
 check: $(VENV)/installed
@@ -171,5 +177,5 @@ lock: python
 
 .PHONY: clean
 clean:
-	@rm -rf $(VENV) dist .mypy_cache .pytest_cache .ruff_cache
+	@rm -rf $(VENV) dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

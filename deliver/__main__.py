@@ -24,6 +24,9 @@ COMMANDS = frozenset(
 DEADLINE = 300.0
 """Seconds until the configuration has been read and says another: no MTA waits less than 1000 s."""
 
+CPU_LIMIT = 900
+"""Seconds of CPU for this process, and for each that it starts: the longest deadline; no delivery computes so long."""
+
 GRACE = 1.0
 """Seconds between the deadline that cleans up and the alarm that does not."""
 
@@ -47,6 +50,7 @@ def main() -> None:
         had_input = _descriptors()
         _signals()
         _alarm(DEADLINE)
+        _limit_cpu()
         reply = _deliver(arguments, started, had_input)
     except BaseException as error:
         reply = _failed(error)
@@ -87,6 +91,19 @@ def _give_up(_number: int, _frame: Any) -> NoReturn:
 
 def _alarm(seconds: float) -> None:
     signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.01))
+
+
+def _limit_cpu() -> None:
+    """Where not one allocation succeeds any more, Python spins and hears no alarm; the kernel's SIGKILL it cannot miss.
+
+    setrlimit(2), RLIMIT_CPU.
+    """
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    if hard == resource.RLIM_INFINITY or hard > CPU_LIMIT:
+        soft = CPU_LIMIT if soft == resource.RLIM_INFINITY else min(soft, CPU_LIMIT)
+        resource.setrlimit(resource.RLIMIT_CPU, (soft, CPU_LIMIT))
 
 
 def _leave(reply: Reply, had_input: bool) -> NoReturn:

@@ -7,10 +7,11 @@ is answered with "try again", and the copy stays: a message twice is better than
 from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
+from deliver import reply
 from deliver.errors import Deferred
 from deliver.maildir import FolderUnusable
 from deliver.message import Message
-from deliver.values import INBOX, Action, Envelope, Note, Plan, Step, Verb, Verdict
+from deliver.values import INBOX, Action, Answer, Envelope, Note, Plan, Step, Verb, Verdict
 from quarantine.store import Held, Store
 
 
@@ -30,12 +31,26 @@ class Shelf(Protocol):
     def prepare(self, folder: str, chunks: Iterable[bytes], flags: str = "") -> Prepared:
         """Write and sync; raises FolderUnusable or Deferred."""
 
+    def answer(self, answer: Answer, now: float, send: Callable[[], object]) -> str:
+        """Send an automatic reply unless it is too early for one; why not, "" if sent. Raises OSError."""
+
 
 class Injector(Protocol):
     """The MTA's way in."""
 
     def send(self, sender: str, address: str, chunks: Iterable[bytes]) -> None:
         """Queue a message; raises Deferred."""
+
+
+Program = Callable[[str, Envelope, Iterable[bytes]], int]
+"""Runs the program of that name with the message on its standard input; its exit code. Raises Deferred."""
+
+DELIVERED = (0, 99)
+GIVEN_BACK = 100
+"""Exit codes of a program, as qmail-command(8) has them; after all others, 111 as well, it is tried again."""
+
+
+REFUSED = "5.7.1 Message refused"
 
 
 class Tools:
@@ -46,12 +61,14 @@ class Tools:
         maildir: Shelf,
         quarantine: Callable[[], Store],
         injector: Callable[[], Injector],
+        program: Program,
         subject: str,
         now: float,
     ) -> None:
         self.maildir = maildir
         self.quarantine = quarantine
         self.injector = injector
+        self.program = program
         self.subject = subject
         self.now = now
 
@@ -67,10 +84,11 @@ def perform(
         return plan
     prepared: list[Prepared] = []
     done: list[Action] = []
+    shown = message.edited(plan.edits)
     try:
         for action in plan.actions:
             if action.verb is Verb.FILE:
-                folder, part = _file(action.target, plan, message, envelope, tools, note)
+                folder, part = _file(action.target, plan, shown, envelope, tools, note)
                 prepared.append(part)
                 done.append(action._replace(target=folder))
                 continue
@@ -78,8 +96,18 @@ def perform(
                 prepared.append(_hold(action, plan, message, envelope, verdicts, tools))
             done.append(action)
         for action in plan.actions:
+            if action.verb is Verb.PIPE:
+                content = shown.stored(envelope.delivered_to, plan.headers)
+                code = tools.program(action.target, envelope, content)
+                if code == GIVEN_BACK:
+                    reason = f"{plan.reason}; the program {action.target} gave it back"
+                    return plan._replace(actions=(Action(Verb.BOUNCE, text=REFUSED),), reason=reason, answer=None)
+                if code not in DELIVERED:
+                    raise Deferred(f"the program {action.target} ended with {code}")
+                note(Step("perform", f"the program {action.target} took it"))
+        for action in plan.actions:
             if action.verb is Verb.FORWARD:
-                content = message.forwarded(envelope.delivered_to, plan.headers)
+                content = shown.forwarded(envelope.delivered_to, plan.headers)
                 tools.injector().send(envelope.sender, action.target, content)
                 note(Step("perform", f"queued for {action.target}"))
         while prepared:
@@ -101,10 +129,10 @@ def _file(
 
     if folder != INBOX:
         try:
-            return folder, tools.maildir.prepare(folder, content(), plan.flags)
+            return folder, tools.maildir.prepare(folder, content(), plan.flags + dict(plan.keywords).get(folder, ""))
         except FolderUnusable as error:
             note(Step("perform", f"the folder {folder} cannot be used ({error}); the inbox is"))
-    return INBOX, tools.maildir.prepare(INBOX, content(), plan.flags)
+    return INBOX, tools.maildir.prepare(INBOX, content(), plan.flags + dict(plan.keywords).get(INBOX, ""))
 
 
 def _hold(
@@ -122,6 +150,19 @@ def _hold(
         verdicts=tuple(summary(verdict) for verdict in verdicts),
     )
     return tools.quarantine().prepare(held, message.chunks())
+
+
+def answer(wanted: Answer, message: Message, tools: Tools) -> str:
+    """Send an automatic reply, for the log in words. The message is stored: no failure may change the outcome now.
+
+    RFC 3834 makes replies optional, so one that cannot be sent is forgotten, and the sender's next message gets one.
+    """
+    try:
+        text = reply.compose(wanted, message, tools.now)
+        why = tools.maildir.answer(wanted, tools.now, lambda: tools.injector().send("", wanted.address, [text]))
+    except Exception as error:
+        why = f"{type(error).__name__}: {error}"
+    return f"not sent to {wanted.address}: {why}" if why else f"sent to {wanted.address}"
 
 
 def _text(value: str) -> str:

@@ -6,12 +6,13 @@ nothing else. Where there is no service for us it becomes the command that does 
 sent, any failure is "try again".
 """
 
+import _signal  # type: ignore[import-not-found]  # typeshed has it as signal alone
 import _socket
 import posix
 import sys
 
-WAIT = 600.0
-"""Seconds for the answer; the service's own deadline is below Postfix's 1000 s and ours must not cut it short."""
+WAIT = 950
+"""Seconds for everything: more than the service's longest deadline (15 min), less than Postfix's 1000."""
 
 NAMES = b"SENDER NEWSENDER RECIPIENT LOCAL HOST EXT EXTENSION DTLINE RPLINE UFLINE HOME PATH DELIVER_CONFIG".split()
 """What of the environment tells who a message is for; the rest is none of the service's business."""
@@ -23,73 +24,79 @@ DECLINED = b"decline"
 
 def main(path: str, arguments: list[str]) -> None:
     """Ask the service at ``path``; never returns."""
+    _signal.signal(_signal.SIGALRM, _give_up)
+    _signal.alarm(WAIT)
     connection = _connect(path)
-    if connection is None:
-        _work_alone(arguments)
-        return
+    answer = _ask(connection, arguments) if connection else DECLINED
+    code, _, line = answer.partition(b"\n")
+    if code == DECLINED:
+        posix.execv(sys.executable, [sys.executable, "-I", "-X", "utf8", "-m", "deliver", *arguments])
+    if code not in (b"0", b"75", b"99", b"100") or not line.endswith(b"."):
+        code, line = b"75", FAILED + b"."  # the service went away while it worked
+    _leave(int(code), line[:-1])
+
+
+def _connect(path: str) -> "_socket.socket | None":
+    """Connect to a service that runs as us or as root; None if there is none, or a standard descriptor is missing."""
+    try:
+        for fd in (0, 1, 2):
+            posix.fstat(fd)  # or the socket would take its place
+        connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+        connection.settimeout(WAIT)  # with a timeout, connecting does not wait for a place in a full backlog (EAGAIN)
+        connection.connect(path)
+        peer = connection.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, 12)  # struct ucred: pid, uid, gid
+    except OSError:
+        return None
+    return connection if int.from_bytes(peer[4:8], sys.byteorder) in (0, posix.geteuid()) else None
+
+
+def _ask(connection: "_socket.socket", arguments: list[str]) -> bytes:
+    """What the service says to "LENGTH VERSION COUNT ARGUMENT... NAME=VALUE...", b"" if it went away.
+
+    DECLINED where it had no chance to begin.
+    """
     environment = posix.environ
     said = [b"%s=%s" % (name, environment[name]) for name in NAMES if name in environment]
     given = [argument.encode("utf-8", "surrogateescape") for argument in arguments]
     payload = b"\0".join([VERSION, b"%d" % len(given), *given, *said])
-    directory = -1
+    request = len(payload).to_bytes(4, "big") + payload
     try:
-        directory = posix.open(b".", posix.O_RDONLY | posix.O_DIRECTORY)
+        directory = posix.open(b".", posix.O_PATH | posix.O_DIRECTORY)  # needs no right to read it
         descriptors = b"".join(fd.to_bytes(4, sys.byteorder) for fd in (0, directory))
-        rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, descriptors)]
-        sent = connection.sendmsg([len(payload).to_bytes(4, "big") + payload], rights)
+        sent = connection.sendmsg([request], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, descriptors)])
     except OSError:
-        _work_alone(arguments)  # nothing was sent: the service cannot have begun
-        return
+        return DECLINED
+    answer = b""
     try:
-        rest = memoryview(len(payload).to_bytes(4, "big") + payload)[sent:]
-        if rest:
-            connection.sendall(rest)
-        answer = b""
+        if sent < len(request):
+            connection.sendall(request[sent:])
+    except OSError:  # what it has said tells why it reads no more
+        pass
+    try:
         while block := connection.recv(4096):
             answer += block
-        code, _, line = answer.partition(b"\n")
-        if code == DECLINED:
-            _work_alone(arguments)
-            return
-        if code not in (b"0", b"75", b"99", b"100") or not line.endswith(b"."):
-            raise OSError("the service went away")
-    except OSError:
-        code, line = b"75", FAILED + b"."
-        _drain()
-    if line[:-1]:
-        try:
-            posix.write(1, line[:-1])
-        except OSError:
-            code = code or b"75"
-    posix._exit(int(code))  # noqa: SLF001 - os._exit under its own name
+    except OSError:  # ECONNRESET behind the answer: it did not read the whole request
+        return answer
+    return answer
 
 
-def _connect(path: str) -> "_socket.socket | None":
-    """Connect to a service that runs as us or as root; None if there is none."""
-    connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+def _leave(code: int, line: bytes) -> None:
+    """Read what is left of standard input, since preline(1) takes a broken pipe for a failure; answer, and go."""
     try:
-        connection.settimeout(WAIT)
-        connection.connect(path)
-        peer = connection.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, 12)
-        posix.fstat(0)
-    except OSError:
-        return None
-    uid = int.from_bytes(peer[4:8], sys.byteorder)
-    return connection if uid in (0, posix.geteuid()) else None
-
-
-def _work_alone(arguments: list[str]) -> None:
-    posix.execv(sys.executable, [sys.executable, "-I", "-X", "utf8", "-m", "deliver", *arguments])
-
-
-def _drain() -> None:
-    """preline(1) takes a broken pipe for a failure of its own; a regular file needs no reading."""
-    try:
-        if posix.fstat(0).st_mode & 0o170000 != 0o100000:
+        if posix.fstat(0).st_mode & 0o170000 != 0o100000:  # a regular file needs no reading (inode(7))
             while posix.read(0, 65536):
                 pass
     except OSError:
-        return
+        pass
+    try:
+        if line:
+            posix.write(1, line)
+    finally:  # whoever does not listen gets the exit code all the same
+        posix._exit(code)  # noqa: SLF001 - os._exit under its own name
+
+
+def _give_up(_number: int, _frame: object) -> None:
+    posix._exit(75)  # noqa: SLF001
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import os
 import re
 import stat
 import tomllib
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
 import msgspec
@@ -26,10 +27,12 @@ DEFAULT_PATH = "/etc/deliver/mailfilter.toml"
 USER_FILE_CAP = 256 * 1024
 """Bytes a user's file may have; the longest of 33 real maildrop filters has 40 KB."""
 
+_LARGEST_CODE = 255  # of a program that exits (exit(3))
+
 LONGEST_DEADLINE = 900
 """Seconds. Postfix kills a command after 1000 (command_time_limit) and bounces the message."""
 
-LATER = ("attachments", "dkim", "expire", "learn", "lists", "notices", "programs", "scanner")
+LATER = ("attachments", "learn", "notices")
 """Tables of the contract that nothing acts on yet."""
 
 
@@ -57,10 +60,9 @@ class Table(msgspec.Struct, frozen=True, rename="kebab"):
     """What every table is: keys with hyphens for fields with underscores."""
 
 
-class Clamd(Table, frozen=True):
-    """The table [clamd]."""
+class VirusScanner(Table, frozen=True):
+    """What every scanner for viruses has."""
 
-    address: Any = ("unix:/run/clamav/clamd.ctl",)
     max_size: Size = Size(25 * 1024 * 1024)
     timeout: Span = Span(150)
     on_virus: Literal["quarantine", "discard", "bounce", "mark"] = "quarantine"
@@ -69,16 +71,60 @@ class Clamd(Table, frozen=True):
     on_skipped: Literal["deliver", "quarantine", "bounce"] = "deliver"
 
 
-class Spamd(Table, frozen=True):
-    """The table [spamd]."""
+class SpamScanner(Table, frozen=True):
+    """What every scanner for spam has."""
 
-    address: Any = ("tcp:127.0.0.1:783",)
     max_size: Size = Size(256 * 1024)
     timeout: Span = Span(120)
     user: str = ""
     on_failure: Literal["defer", "deliver", "quarantine"] = "deliver"
     defer_for: Span = Span(2 * 86400)
     on_skipped: Literal["deliver", "quarantine", "bounce"] = "deliver"
+
+
+class Clamd(VirusScanner, frozen=True):
+    """The table [clamd]."""
+
+    address: Any = ("unix:/run/clamav/clamd.ctl",)
+
+
+class Spamd(SpamScanner, frozen=True):
+    """The table [spamd]."""
+
+    address: Any = ("tcp:127.0.0.1:783",)
+
+
+class Command(VirusScanner, frozen=True):
+    """A [[scanner]] of kind "command": a program."""
+
+    kind: Literal["command"] = "command"
+    name: str = ""
+    preset: Literal["", "clamdscan", "clamscan", "f-prot", "savscan", "uvscan"] = ""
+    command: tuple[str, ...] = ()
+    codes: dict[str, Literal["clean", "virus", "skipped", "failed"]] = {}
+    pattern: str = ""
+
+
+class Icap(VirusScanner, frozen=True):
+    """A [[scanner]] of kind "icap"."""
+
+    kind: Literal["icap"] = "icap"
+    name: str = ""
+    address: Any = ("tcp:127.0.0.1:1344",)
+    service: str = "avscan"
+    method: Literal["RESPMOD", "REQMOD"] = "RESPMOD"
+    preview: Size = Size(1024)
+    max_size: Size = Size(5 * 1024 * 1024)
+
+
+class Rspamd(SpamScanner, frozen=True):
+    """A [[scanner]] of kind "rspamd"."""
+
+    kind: Literal["rspamd"] = "rspamd"
+    name: str = ""
+    address: Any = ("tcp:127.0.0.1:11333",)
+    soft_reject: Literal["failed", "clean"] = "failed"
+    max_size: Size = Size(10 * 1024 * 1024)
 
 
 class Spam(Table, frozen=True):
@@ -124,6 +170,13 @@ class Authentication(Table, frozen=True):
     trusted: tuple[str, ...] = ()
 
 
+class Dkim(Table, frozen=True):
+    """The table [dkim]: what verifying a message's signatures may cost."""
+
+    timeout: Span = Span(10)
+    max_size: Size = Size(10 * 1024 * 1024)
+
+
 class Service(Table, frozen=True):
     """The table [service]."""
 
@@ -151,6 +204,20 @@ class Maildrop(Table, frozen=True):
     program: str = ""
 
 
+class Expire(Table, frozen=True):
+    """The table [expire], for `deliver expire`: how long mail stays; no time at all is for ever.
+
+    ``apart`` are patterns of directories, those that hold a Maildir, which are left alone.
+    """
+
+    read: Span = Span(0)
+    unread: Span = Span(365 * 86400)
+    sent: Span = Span(180 * 86400)
+    trash: Span = Span(14 * 86400)
+    spam: Span = Span(14 * 86400)
+    apart: tuple[str, ...] = msgspec.field(default=(), name="except")
+
+
 class Log(Table, frozen=True):
     """The table [log]."""
 
@@ -159,11 +226,20 @@ class Log(Table, frozen=True):
 
 
 class User(Table, frozen=True):
-    """The table [user]: what a user's own file may set beside rules."""
+    """The table [user]: what a user's own file may set beside rules, and the programs that its rules may name."""
 
     may_set: tuple[Literal["spam.required-score", "spam.folder", "spam.mark-read", "spam.delete-above"], ...] = (
         "spam.required-score",
     )
+    may_run: tuple[str, ...] = ()
+
+
+class Programs(dict[str, tuple[str, ...]]):
+    """The table [programs]: argument lists by the names that rules say."""
+
+
+class Lists(dict[str, str]):
+    """The table [lists]: files of addresses by the names that rules say; a bare file name lies beside each Maildir."""
 
 
 class Config(Table, frozen=True):
@@ -171,6 +247,7 @@ class Config(Table, frozen=True):
 
     maildir: str = "Maildir"
     user_rules: str = "mailfilter.toml"
+    domain_rules: str = ""
     deadline: Span = Span(300)
     clamd: Clamd | None = None
     spamd: Spamd | None = None
@@ -182,12 +259,21 @@ class Config(Table, frozen=True):
     service: Service = Service()
     users: Users | None = None
     maildrop: Maildrop = Maildrop()
+    expire: Expire | None = None
     log: Log = Log()
     user: User = User()
+    programs: Programs = Programs()
+    lists: Lists = Lists()
+    scanners: tuple[Command | Icap | Rspamd, ...] = ()
+    dkim: Dkim = Dkim()
     rules: tuple[Rule, ...] = ()
 
 
+SETTABLE = ("required-score", "folder", "mark-read", "delete-above")
+"""The keys of [spam] that another file than the site's can ever set."""
+
 _TABLES: dict[str, type[Table]] = {
+    "dkim": Dkim,
     "clamd": Clamd,
     "spamd": Spamd,
     "spam": Spam,
@@ -198,9 +284,13 @@ _TABLES: dict[str, type[Table]] = {
     "service": Service,
     "users": Users,
     "maildrop": Maildrop,
+    "expire": Expire,
     "log": Log,
     "user": User,
 }
+
+
+_KINDS_OF_SCANNER: dict[str, type[Command | Icap | Rspamd]] = {"command": Command, "icap": Icap, "rspamd": Rspamd}
 
 
 class Personal(NamedTuple):
@@ -233,8 +323,8 @@ def where(problem: Problem) -> str:
     if not problem.path:
         return ""
     head, *rest = problem.path
-    if head == "rule" and rest and isinstance(rest[0], int):
-        return f"rule {rest[0] + 1}: " + "".join(f"{part}: " for part in rest[1:])
+    if head in ("rule", "scanner") and rest and isinstance(rest[0], int):
+        return f"{head} {rest[0] + 1}: " + "".join(f"{part}: " for part in rest[1:])
     return "".join([f"[{head}] " if rest else f"{head}: ", ".".join(map(str, rest)), ": " if rest else ""])
 
 
@@ -263,8 +353,9 @@ def parse(text: bytes, source: str) -> tuple[Config | None, list[Problem]]:
     if not document:
         return None, [Problem((), "the file is empty; see mailfilter.example.toml, or deliver with --plain")]
     values: dict[str, Any] = {}
-    top = {key: value for key, value in document.items() if key not in _TABLES and key not in (*LATER, "rule")}
-    known = (*_names(Config), "rule", *LATER)
+    others = {*_TABLES, *LATER, "rule", "programs", "lists", "scanner"}
+    top = {key: value for key, value in document.items() if key not in others}
+    known = (*_names(Config), "rule", "scanner", *LATER)
     values.update(_convert(Config, top, (), problems, known))
     for name, kind in _TABLES.items():
         if name in document:
@@ -278,9 +369,12 @@ def parse(text: bytes, source: str) -> tuple[Config | None, list[Problem]]:
         for name in LATER
         if name in document
     ]
-    rules, wrong = rule_files.load(document.get("rule", []), source, user=False)
+    programs = _programs(document.get("programs", {}), problems)
+    lists = _lists(document.get("lists", {}), problems)
+    rules, wrong = rule_files.load(document.get("rule", []), source, user=False, programs=programs, lists=lists)
     problems += wrong
-    config = Config(**values, rules=rules)
+    scanners = _scanners(document.get("scanner", []), problems)
+    config = Config(**values, programs=programs, lists=lists, scanners=scanners, rules=rules)
     problems += _across(config)
     return config, problems
 
@@ -294,15 +388,109 @@ def _across(config: Config) -> list[Problem]:
     directory = config.quarantine.directory
     if not re.fullmatch(r"(\{maildir\})?/.*[^/].*", directory) or ".." in directory.split("/"):
         problems.append(Problem(("quarantine", "directory"), 'is an absolute path, or begins with "{maildir}/"'))
-    if config.spam.trust_header and config.spamd is not None:
+    if config.domain_rules and not re.fullmatch(r"/.*\{domain\}.*", config.domain_rules):
+        problems.append(Problem(("domain-rules",), 'is an absolute path with the domain in it, "/dir/{domain}.toml"'))
+    problems += [
+        Problem(("user", "may-run"), f'[programs] has no "{name}"')
+        for name in config.user.may_run
+        if name not in config.programs
+    ]
+    if config.spam.trust_header and (config.spamd or any(isinstance(one, Rspamd) for one in config.scanners)):
         problems.append(
-            Problem(("spam", "trust-header"), "counts for nothing where [spamd] is configured", warning=True)
+            Problem(("spam", "trust-header"), "counts for nothing where spamd or rspamd is configured", warning=True)
         )
     return problems
 
 
-def personal(path: str, config: Config, uid: int) -> Personal:
-    """A user's own file as the user ``uid`` may have it; a missing file is an empty one.
+def _programs(table: Any, problems: list[Problem]) -> Programs:
+    if not isinstance(table, dict):
+        problems.append(Problem(("programs",), "is a table: write [programs]"))
+        return Programs()
+    programs = Programs()
+    for name, argv in table.items():
+        if not (isinstance(argv, list) and argv and all(isinstance(one, str) and "\0" not in one for one in argv)):
+            problems.append(Problem(("programs", name), 'expected a list, such as ["/usr/local/bin/ticket", "--new"]'))
+        elif not argv[0].startswith("/"):
+            problems.append(Problem(("programs", name), f'expected the whole path of the program, not "{argv[0]}"'))
+        else:
+            programs[name] = tuple(argv)
+    return programs
+
+
+def settings_of(config: Config, scanner: str) -> VirusScanner | SpamScanner | None:
+    """The settings of the scanner of this name; None for a name that is none, such as a trusted header's."""
+    named = {"clamd": config.clamd, "spamd": config.spamd, **{one.name: one for one in config.scanners}}
+    return named.get(scanner)
+
+
+def _scanners(tables: Any, problems: list[Problem]) -> tuple[Command | Icap | Rspamd, ...]:
+    if not isinstance(tables, list):
+        problems.append(Problem(("scanner",), "is an array of tables: write [[scanner]]"))
+        return ()
+    found: list[Command | Icap | Rspamd] = []
+    for index, table in enumerate(tables):
+        path = ("scanner", index)
+        kind = _KINDS_OF_SCANNER.get(str(table.get("kind"))) if isinstance(table, dict) else None
+        if kind is None:
+            words = f"expected a table with one of {', '.join(_KINDS_OF_SCANNER)} as its kind"
+            problems.append(Problem((*path, "kind"), words))
+            continue
+        before = len(problems)
+        one = kind(**_convert(kind, table, path, problems))
+        if len(problems) == before:
+            names = [each.name for each in found]
+            problems += [Problem((*path, key), words) for key, words in _about_scanner(one, names)]
+        found.append(one)
+    return tuple(found)
+
+
+def _about_scanner(one: Command | Icap | Rspamd, names: list[str]) -> Iterator[tuple[str, str]]:
+    """What is wrong with a scanner that its types do not tell: keys and words."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}", one.name):
+        yield "name", 'each scanner needs a name of letters, digits, "-", "_" and ".", such as "sophos"'
+    elif one.name in ("clamd", "spamd", *names):
+        yield "name", f'another scanner has the name "{one.name}" already'
+    if isinstance(one, Icap) and not re.fullmatch(r"[!-~]{1,200}", one.service):
+        yield "service", 'expected the last part of its address: "avscan" of icap://host:1344/avscan'
+    if not isinstance(one, Command):
+        return
+    if not one.preset and not one.command:
+        yield "command", 'expected a list, such as ["/usr/local/bin/scan", "{file}"], or a `preset`'
+    if not one.preset and "clean" not in one.codes.values():
+        yield "codes", 'expected the exit codes that mean something, such as { "0" = "clean", "1" = "virus" }'
+    if any("\0" in part for part in one.command) or one.command[:1] == ("",):
+        yield "command", "expected a program and its arguments"
+    for code in one.codes:
+        if not re.fullmatch(r"[0-9]{1,3}", code) or int(code) > _LARGEST_CODE:
+            yield "codes", f'expected exit codes from "0" to "{_LARGEST_CODE}", got "{code}"'
+    if one.pattern:
+        import re2
+
+        options = re2.Options()
+        options.log_errors = False
+        try:
+            re2.compile(one.pattern, options)
+        except re2.error as error:
+            said = error.args[0] if error.args else error
+            yield "pattern", f"is refused: {said.decode() if isinstance(said, bytes) else said}"
+
+
+def _lists(table: Any, problems: list[Problem]) -> Lists:
+    if not isinstance(table, dict):
+        problems.append(Problem(("lists",), "is a table: write [lists]"))
+        return Lists()
+    lists = Lists()
+    for name, path in table.items():
+        if isinstance(path, str) and re.fullmatch(r"/[^\0]*[^\0/]|[A-Za-z0-9_][A-Za-z0-9_.-]*", path):
+            lists[name] = path
+        else:
+            words = 'expected a whole path ("/etc/deliver/friends"), or a file name alone for one beside each Maildir'
+            problems.append(Problem(("lists", name), words))
+    return lists
+
+
+def personal(path: str, config: Config, uid: int, domain: bool = False) -> Personal:
+    """A user's own file as the user ``uid`` may have it, or a domain's; a missing file is an empty one.
 
     Whatever is wrong with it is said in ``error`` and costs only the user's own rules. Raises Deferred on an error of
     the system that may pass.
@@ -327,7 +515,7 @@ def personal(path: str, config: Config, uid: int) -> Personal:
         return Personal(error=f"cannot be read: {error.strerror}")
     finally:
         os.close(fd)
-    own, problems = parse_personal(text, os.path.basename(path), config)
+    own, problems = parse_personal(text, os.path.basename(path), config, domain)
     errors = [problem for problem in problems if not problem.warning]
     if errors:
         more = f" (and {len(errors) - 1} more)" if errors[1:] else ""
@@ -348,12 +536,20 @@ def distrust(state: os.stat_result, uid: int) -> str:
     return ""
 
 
-def parse_personal(text: bytes, source: str, config: Config) -> tuple[Personal, list[Problem]]:
-    """What a user's file says, and all its problems. An empty file is fine."""
+def parse_personal(
+    text: bytes, source: str, config: Config, domain: bool = False
+) -> tuple[Personal, list[Problem]]:
+    """What a user's file says, or a domain's, which may set all of SETTABLE; and all its problems.
+
+    An empty file is fine. ``config`` has what holds without the file.
+    """
     document, problems = _toml(text)
     if document is None:
         return Personal(), problems
-    rules, wrong = rule_files.load(document.get("rule", []), source, user=True)
+    programs = [name for name in config.user.may_run if name in config.programs]
+    rules, wrong = rule_files.load(
+        document.get("rule", []), source, user=True, programs=programs, lists=config.lists
+    )
     problems += wrong
     spam = None
     for name, table in document.items():
@@ -362,9 +558,12 @@ def parse_personal(text: bytes, source: str, config: Config) -> tuple[Personal, 
         if name != "spam" or not isinstance(table, dict):
             problems.append(Problem((name,), "only the site sets this; a user's file has [[rule]] tables"))
             continue
-        allowed = [key.partition(".")[2] for key in config.user.may_set]
+        allowed = SETTABLE if domain else tuple(key.partition(".")[2] for key in config.user.may_set)
         refused = [key for key in table if key in _names(Spam) and key not in allowed]
-        problems += [Problem(("spam", key), "only the site sets this ([user] may-set)") for key in refused]
+        problems += [
+            Problem(("spam", key), "only the site sets this" + ("" if domain else " ([user] may-set)"))
+            for key in refused
+        ]
         mine = {key: value for key, value in table.items() if key not in refused}
         spam = msgspec.structs.replace(config.spam, **_convert(Spam, mine, ("spam",), problems))
     return Personal(rules, spam), problems
@@ -386,7 +585,7 @@ def _names(kind: type[Table]) -> dict[str, Any]:
 def _convert(
     kind: type[Table],
     table: dict[str, Any],
-    path: tuple[str, ...],
+    path: tuple[str | int, ...],
     problems: list[Problem],
     known: tuple[str, ...] | None = None,
 ) -> dict[str, Any]:
@@ -401,6 +600,7 @@ def _convert(
             near = difflib.get_close_matches(key, known or tuple(fields), 1)
             hint = f'; did you mean "{near[0]}"?' if near else ""
             place = f"[{path[0]}]" if path else "the configuration"
+            place = f"[{place}]" if len(path) > 1 else place
             problems.append(Problem((*path, key), f"{place} has no key of this name{hint}"))
             continue
         try:

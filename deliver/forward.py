@@ -4,11 +4,10 @@ qmail-inject is never used: it writes header lines anew. Whatever the injector a
 its own "permanent" may be ours to mend, and a message that another host refuses will be bounced by the queue.
 """
 
-import contextlib
 import os
-import signal
 from collections.abc import Iterable, Sequence
 
+from deliver import programs
 from deliver.errors import Deferred
 
 QMAIL = "/var/qmail/bin"
@@ -34,7 +33,7 @@ class Forwarder:
 
     def send(self, sender: str, address: str, chunks: Iterable[bytes]) -> None:
         """Queue one message for one address. Raises Deferred."""
-        if self._sender is not None:
+        if self._sender is not None and sender:  # never for the null sender: a reply must not be answered
             sender = self._sender
         if self._rewrite and sender:
             sender = self._rewritten(sender)
@@ -67,7 +66,7 @@ class Forwarder:
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 timeout=self._timeout,
-                env=_environment(),
+                env=programs.environment(),
                 check=True,
             )
         except (OSError, subprocess.SubprocessError) as error:
@@ -78,66 +77,6 @@ class Forwarder:
         return line
 
     def _run(self, argv: list[str], chunks: Iterable[bytes], envelope: bytes | None) -> None:
-        """Run an injector with the message on descriptor 0 and, for qmail-queue(8), the envelope on 1.
-
-        Both are complete before it starts: of a pipe that ends because we died, sendmail would queue what it got.
-        """
-        import subprocess
-        import tempfile
-
-        with contextlib.ExitStack() as stack:
-            try:
-                message = stack.enter_context(tempfile.TemporaryFile(buffering=0))
-                _feed(message.fileno(), chunks)
-                os.lseek(message.fileno(), 0, os.SEEK_SET)
-                answer = subprocess.DEVNULL if envelope is None else _pipe(envelope, stack)
-                process = subprocess.Popen(
-                    argv,
-                    stdin=message,
-                    stdout=answer,
-                    stderr=subprocess.DEVNULL,
-                    env=_environment(),
-                    start_new_session=True,
-                )
-            except OSError as error:
-                raise Deferred(f"{argv[0]}: {error}") from error
-        try:
-            code = process.wait(self._timeout)
-        except BaseException as error:
-            _kill(process.pid)
-            process.wait()
-            if isinstance(error, subprocess.TimeoutExpired):
-                raise Deferred(f"{argv[0]} did not end within {self._timeout:g} s") from error
-            raise
-        if code != 0:
+        """Run an injector with the message on descriptor 0 and, for qmail-queue(8), the envelope on 1."""
+        if code := programs.run(argv, chunks, self._timeout, programs.environment(), envelope):
             raise Deferred(f"{argv[0]} ended with {code}")
-
-
-def _pipe(data: bytes, stack: contextlib.ExitStack) -> int:
-    """The reading end of a pipe that holds ``data`` and then ends; a pipe takes 64 KiB unread (pipe(7))."""
-    read_end, write_end = os.pipe()
-    stack.callback(os.close, read_end)
-    try:
-        os.set_blocking(write_end, False)
-        _feed(write_end, [data])
-    finally:
-        os.close(write_end)
-    return read_end
-
-
-def _feed(fd: int, chunks: Iterable[bytes]) -> None:
-    for chunk in chunks:
-        view = memoryview(chunk)
-        while view:
-            view = view[os.write(fd, view) :]
-
-
-def _kill(pid: int) -> None:
-    with contextlib.suppress(OSError):
-        os.killpg(pid, signal.SIGKILL)
-
-
-def _environment() -> dict[str, str]:
-    """What an injector needs; the MTA's own environment holds a stranger's words (qmail-command(8))."""
-    kept = {name: os.environ[name] for name in ("HOME", "USER", "LOGNAME", "TZ") if name in os.environ}
-    return {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", **kept}

@@ -1,6 +1,8 @@
-"""The header lines that we put before a message: X-Spam-*, X-Virus-Status, X-Filter-Error."""
+"""The header lines that we put before a message: X-Spam-*, X-Virus-Status, X-Filter-Error, and those of rules."""
 
+import binascii
 import re
+from collections.abc import Iterator, Sequence
 
 from deliver.values import Finding, Verdict
 
@@ -8,16 +10,23 @@ _STATUS = re.compile(rb"(?im)^x-spam-(?:status|flag)[ \t]*:.*\n(?:[ \t].*\n)*")
 _DECISION = re.compile(rb"(?i)^(x-spam-status[ \t]*:[ \t]*)(?:yes|no)\b")
 _REQUIRED = re.compile(rb"(?i)\brequired=\S+")
 
+LONGEST_VALUE = 900
+"""Characters of an ASCII value: a line has at most 998 (RFC 5322 section 2.1.1)."""
 
-def virus_status(verdict: Verdict) -> bytes:
-    """X-Virus-Status: Clean | Infected (NAME) | Not scanned (REASON)."""
-    match verdict.finding:
-        case Finding.VIRUS:
-            words = f"Infected ({plain(', '.join(verdict.names))})"
-        case Finding.CLEAN:
-            words = "Clean"
-        case _:
-            words = f"Not scanned ({plain(verdict.reason)})"
+_LONGEST_ENCODED_LINE = 76  # RFC 2047 section 2
+_ENCODED_BYTES = 45  # with base64's third more and the frame below 75, a word's length in RFC 2047 section 2
+
+
+def virus_status(verdicts: Sequence[Verdict]) -> bytes:
+    """X-Virus-Status: Clean | Infected (NAME) | Not scanned (REASON), whichever of several scanners' is worst."""
+    infected = [one for one in verdicts if one.finding is Finding.VIRUS]
+    unknown = [one for kind in (Finding.FAILED, Finding.SKIPPED) for one in verdicts if one.finding is kind]
+    if infected:
+        words = f"Infected ({plain(', '.join(dict.fromkeys(name for one in infected for name in one.names)))})"
+    elif unknown:
+        words = f"Not scanned ({plain(unknown[0].reason)})"
+    else:
+        words = "Clean"
     return f"X-Virus-Status: {words}\n".encode()
 
 
@@ -54,3 +63,33 @@ def filter_error(words: str) -> bytes:
 def plain(words: str) -> str:
     """Printable ASCII on one line: a header line takes nothing else (RFC 5322 section 2.2)."""
     return re.sub(r"[^ -~]+", "?", words)
+
+
+def field(name: str, text: str) -> bytes:
+    """A header line, ended by LF. What is not ASCII, or would be taken for encoded, is encoded (RFC 2047).
+
+    ``name`` has at most 76 characters; ``text`` is one line, of at most LONGEST_VALUE characters.
+    """
+    if text.isascii() and "=?" not in text:
+        return f"{name}: {text}\n".encode("ascii")
+    first, *others = encoded_words(text)
+    start = f"{name}: {first}"
+    if len(start) > _LONGEST_ENCODED_LINE:
+        start = f"{name}:\n {first}"
+    return "\n ".join([start, *others, ""]).rstrip(" ").encode("ascii")
+
+
+def encoded_words(text: str) -> Iterator[str]:
+    """RFC 2047 words of whole characters (section 5)."""
+    chunk = b""
+    for char in text:
+        encoded = char.encode("utf-8")
+        if len(chunk) + len(encoded) > _ENCODED_BYTES:
+            yield _encoded_word(chunk)
+            chunk = b""
+        chunk += encoded
+    yield _encoded_word(chunk)
+
+
+def _encoded_word(chunk: bytes) -> str:
+    return f"=?utf-8?b?{binascii.b2a_base64(chunk, newline=False).decode('ascii')}?="

@@ -51,8 +51,10 @@ _NOT_CHARSETS = frozenset({"idna", "punycode", "unicode_escape", "raw_unicode_es
 
 # Looking up a name that does not exist searches the file system: a hostile field may name thousands.
 _MOST_CHARSETS = 16
+_LONGEST_CHARSET = 60
 
 _UNPRINTABLE = {0x00: "\ufffd", 0x0A: " ", 0x0D: " ", **dict.fromkeys(range(0xD800, 0xE000), "\ufffd")}
+_NO_TEXT = re.compile("[\x00\ud800-\udfff]")
 _NEEDS_CLEANING = re.compile("[\x00\n\r\ud800-\udfff]")
 
 
@@ -93,6 +95,16 @@ def addresses(raw: bytes) -> list[str]:
         else:
             (outside if inside is None else inside).append(part)
     return found
+
+
+def in_charset(raw: bytes, charset: str) -> str:
+    """A text that is not a header field's, by its charset ("" where it names none), with all line ends as LF.
+
+    Bytes that contradict the charset, or one that does not exist, are read as UTF-8 where they are that, else as
+    Latin-1. NUL and lone surrogates become U+FFFD. Never raises.
+    """
+    text = _in_charset(raw, charset.strip().lower()[:_LONGEST_CHARSET], {})
+    return _NO_TEXT.sub("\ufffd", text.replace("\r\n", "\n").replace("\r", "\n"))
 
 
 def _clean(text: str) -> str:

@@ -2,12 +2,16 @@
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
-from deliver import quota, subscriptions
+from deliver import answered, keywords, quota, subscriptions
 from deliver.maildir import Maildir, Prepared
 from deliver.rules.model import folder_problem
 from deliver.units import Limit
+from deliver.values import INBOX, Answer
+
+MOST_FOLDERS = 1000
+"""Folders beside which strangers' names make no more: `file = "{subject}"` would else make one for each message."""
 
 
 class Mailbox:
@@ -45,10 +49,26 @@ class Mailbox:
         self._prepared.append(prepared)
         return prepared
 
-    def settle(self) -> None:
+    def keywords(self, folder: str) -> dict[str, str]:
+        """The letters of the IMAP keywords that a folder knows; see keywords.letters."""
+        return keywords.letters(self._maildir.fd, "" if folder == INBOX else folder)
+
+    def may_grow(self) -> bool:
+        """Whether one folder more may be made for a name that a message brings."""
+        return may_grow(self._maildir.fd)
+
+    def answered(self, answer: Answer, now: float) -> str:
+        """Why this automatic reply may not go out now, "" if it may; see answered.why_not."""
+        return answered.why_not(self._maildir.fd, answer.key, answer.every, now)
+
+    def answer(self, answer: Answer, now: float, send: Callable[[], object]) -> str:
+        """Send it unless somebody else just has; see answered.once."""
+        return answered.once(self._maildir.fd, answer.key, answer.every, now, send)
+
+    def settle(self, unsubscribed: frozenset[str] = frozenset()) -> None:
         """After the commit: count what was stored, warn, subscribe to folders that we made."""
         for prepared in self._prepared:
-            if prepared.created:
+            if prepared.created and prepared.folder not in unsubscribed:
                 subscriptions.subscribe(self._maildir.fd, prepared.folder)
         if self._usage is None:
             return
@@ -59,6 +79,11 @@ class Mailbox:
     def close(self) -> None:
         """Let go of the directory."""
         self._maildir.close()
+
+
+def may_grow(maildir: int) -> bool:
+    """Whether an open Maildir has fewer than MOST_FOLDERS folders."""
+    return sum(name.startswith(".") for name in os.listdir(maildir)) < MOST_FOLDERS
 
 
 def _warning(text: str) -> str:

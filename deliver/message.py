@@ -14,7 +14,9 @@ import stat
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+from deliver import header_lines
 from deliver.errors import Deferred
+from deliver.values import Edits
 
 CHUNK = 256 * 1024
 """Bytes moved at a time: a pipe holds 64 KiB, a disk likes more, and fifty messages in work must stay small."""
@@ -32,6 +34,8 @@ _FRAMING = re.compile(
     re.IGNORECASE,
 )
 _FIELD = re.compile(rb"(?m)^([!-9;-~]+)[ \t]*:((?:.*(?:\n|\Z))(?:[ \t].*(?:\n|\Z))*)")
+_LINE = 78
+"""Characters of a header line that should not be exceeded (RFC 5322 section 2.1.1)."""
 _ADDRESS = re.compile(rb"<([^<>]*)>")
 
 
@@ -238,23 +242,29 @@ class Message:
     """A message as it will be scanned and stored. It is a Content."""
 
     def __init__(
-        self, source: Source, framing: Framing, return_path: bytes = b"", forgeries: Forgeries | None = None
+        self,
+        source: Source,
+        framing: Framing,
+        return_path: bytes = b"",
+        forgeries: Forgeries | None = None,
+        edits: Edits | None = None,
     ) -> None:
         self.framing = framing
         self.return_path = framing.return_path or return_path
         self._source = source
         self._digest = ""
-        forgeries = forgeries or Forgeries()
+        self._forgeries = forgeries or Forgeries()
         head = source.head
         end = _header_end(head, framing.length)
         self.header_is_cut = end is None and source.size > len(head)
-        self._header, self._cuts = _without(forgeries, head, framing.length, len(head) if end is None else end)
+        header = head[: len(head) if end is None else end]
+        self._header, self._cuts = _changed(self._forgeries, edits or Edits(), header, framing.length)
         top = head[: framing.length]
         lf = source.lf - top.count(b"\n")
         crlf = source.crlf - top.count(b"\r\n")
         self._crlf = 0 < lf == crlf
-        gone = b"".join(head[begin:finish] for begin, finish in self._cuts)
-        self._rest_size = source.size - framing.length - len(gone)
+        gone = b"".join(head[begin:finish] for begin, finish, _ in self._cuts)
+        self._rest_size = source.size - framing.length - len(gone) + sum(len(put) for _, _, put in self._cuts)
         if self._crlf:
             self._rest_size -= crlf - gone.count(b"\r\n")
 
@@ -287,6 +297,17 @@ class Message:
     def top(self, delivered_to: bytes, headers: bytes) -> bytes:
         """The lines that stand before the message: those of the framing stay, ours are added where missing."""
         return self.return_path + (self.framing.delivered_to or delivered_to) + headers + self.framing.others
+
+    def edited(self, edits: Edits) -> "Message":
+        """The message to store or send on where rules change its header. Scanners and rules see this one."""
+        if edits == Edits():
+            return self
+        return Message(self._source, self.framing, self.return_path, self._forgeries, edits)
+
+    def names(self) -> set[str]:
+        """The names of all of the message's own header fields, in lower case."""
+        top = self.framing.delivered_to + self.framing.others
+        return {field[1].decode("ascii").lower() for part in (top, self._header) for field in _FIELD.finditer(part)}
 
     def fields(self, name: str) -> list[bytes]:
         """The raw values of the message's own fields ``name``, those of its framing first.
@@ -334,12 +355,14 @@ class Message:
 
     def _pieces(self) -> Iterator[bytes]:
         at = self.framing.length
-        for begin, finish in (*self._cuts, (self._source.size, self._source.size)):
+        for begin, finish, put in (*self._cuts, (self._source.size, self._source.size, b"")):
             while at < begin:
                 chunk = self._source.at(at, min(CHUNK, begin - at))
                 at += len(chunk)
                 yield chunk
             at = finish
+            if put:
+                yield put
 
 
 def _with_lf(chunks: Iterator[bytes]) -> Iterator[bytes]:
@@ -360,22 +383,43 @@ def _header_end(head: bytes, start: int) -> int | None:
     return found.start()
 
 
-def _without(forgeries: Forgeries, head: bytes, start: int, end: int) -> tuple[bytes, list[tuple[int, int]]]:
-    """The header between two offsets with LF line ends and no forged field, and where those stood."""
-    cuts: list[tuple[int, int]] = []
+_Cut = tuple[int, int, bytes]
+"""Offsets of what is left out, and what stands there instead."""
+
+
+def _changed(forgeries: Forgeries, edits: Edits, header: bytes, start: int) -> tuple[bytes, list[_Cut]]:
+    """The header from ``start`` on with LF line ends, without what must go; and where the message differs from it."""
+    cuts: list[_Cut] = []
     kept: list[bytes] = []
     at = start
-    header = head[:end]
+    tag = edits.tag
     for field in _FIELD.finditer(header, start):
-        if forgeries.forged(field[1], field[2]):
+        name = field[1].lower()
+        if name in edits.removed or forgeries.forged(name, field[2]):
             kept.append(header[at : field.start()])
             at = field.end()
-            if cuts and cuts[-1][1] == field.start():
-                cuts[-1] = (cuts[-1][0], at)
+            if cuts and cuts[-1][1] == field.start() and not cuts[-1][2]:
+                cuts[-1] = (cuts[-1][0], at, b"")
             else:
-                cuts.append((field.start(), at))
+                cuts.append((field.start(), at, b""))
+        elif tag and name == b"subject":
+            cuts.append((field.start(2), field.start(2), _tag(tag, field[2])))
+            tag = ""  # programs show the first of several
     kept.append(header[at:])
     return b"".join(kept).replace(b"\r\n", b"\n"), cuts
+
+
+def _tag(tag: str, subject: bytes) -> bytes:
+    """What to put right behind "Subject:" so that ``tag`` stands before ``subject``, which stays as it is."""
+    line = subject.partition(b"\n")[0].rstrip()
+    if tag.isascii() and "=?" not in tag:
+        words = tag.encode("ascii")
+    else:
+        # Blanks between two encoded words are not shown (RFC 2047 section 6.2).
+        blank = " " if subject.lstrip().startswith(b"=?") else ""
+        words = "\n ".join(header_lines.encoded_words(tag + blank)).encode("ascii")
+    fold = b"\n" if line and len(b"Subject: ") + len(words) + len(line) > _LINE else b""
+    return b" " + words + fold + (b"" if subject.startswith((b" ", b"\t", b"\n", b"\r")) else b" ")
 
 
 def _values(header: bytes, name: bytes) -> list[bytes]:

@@ -4,15 +4,15 @@ from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple, Protocol
 
 from deliver import exits
-from deliver.actions import Injector, Prepared, Tools, perform, summary
+from deliver.actions import Injector, Prepared, Program, Tools, answer, perform, summary
 from deliver.config import Config, Personal
 from deliver.errors import Refused
 from deliver.log import Log
 from deliver.message import Message
 from deliver.policy import Case, decide
-from deliver.rules.model import Rule
+from deliver.rules.model import Outside, Rule
 from deliver.scan import Scanner, scan_all
-from deliver.values import Envelope, Note, Outcome, Plan, Verdict, unheard
+from deliver.values import Answer, Envelope, Note, Outcome, Plan, Verdict, unheard
 from quarantine.store import Store
 
 
@@ -28,7 +28,19 @@ class Mailbox(Protocol):
     def prepare(self, folder: str, chunks: Any, flags: str = "") -> Prepared:
         """See actions.Shelf."""
 
-    def settle(self) -> None:
+    def may_grow(self) -> bool:
+        """See policy.Mailbox."""
+
+    def keywords(self, folder: str) -> dict[str, str]:
+        """See policy.Mailbox."""
+
+    def answered(self, answer: Answer, now: float) -> str:
+        """See policy.Mailbox."""
+
+    def answer(self, answer: Answer, now: float, send: Callable[[], object]) -> str:
+        """See actions.Shelf."""
+
+    def settle(self, unsubscribed: frozenset[str] = frozenset()) -> None:
         """What comes after: quota count, warning, subscriptions."""
 
     def close(self) -> None:
@@ -47,9 +59,12 @@ class Site(NamedTuple):
     mailbox: Callable[[Envelope], Mailbox]
     quarantine: Callable[[Envelope], Store]
     injector: Callable[[], Injector]
+    program: Program
     blocking: Callable[..., Awaitable[Any]]
     log: Log
     now: Callable[[], float]
+    outside: Callable[[Envelope], Outside] = lambda _envelope: Outside()
+    remember: Callable[[Envelope, str, float], object] = lambda _envelope, _message_id, _now: None
 
 
 class Decision(NamedTuple):
@@ -72,12 +87,19 @@ def _place(site: Site, message: Message, envelope: Envelope, verdicts: tuple[Ver
     decision = judge(site, message, envelope, verdicts, note)
     mailbox = decision.mailbox
     try:
-        tools = Tools(mailbox, lambda: site.quarantine(envelope), site.injector, subject_of(message), site.now())
+        tools = Tools(
+            mailbox, lambda: site.quarantine(envelope), site.injector, site.program, subject_of(message), site.now()
+        )
         done = perform(decision.plan, message, envelope, verdicts, tools, note)
         outcome = Outcome(exits.from_plan(done), done)
         try:
-            mailbox.settle()
-            site.log(**record(envelope, message, verdicts, outcome, site.config.log.subject))
+            mailbox.settle(done.unsubscribed)
+            said = record(envelope, message, verdicts, outcome, site.config.log.subject)
+            if done.remember:
+                site.remember(envelope, done.remember, site.now())
+            if done.answer:
+                said["reply"] = answer(done.answer, message, tools)
+            site.log(**said)
         except BaseException as error:  # the message is where it belongs: not even a signal may change the answer now
             site.log(level="warning", recipient=envelope.recipient, detail=f"after delivery: {error!r}")
         return outcome
@@ -96,10 +118,11 @@ def judge(site: Site, message: Message, envelope: Envelope, verdicts: tuple[Verd
             verdicts=verdicts,
             config=site.config,
             spam=own.spam or site.config.spam,
-            rules=_in_order(site.config.rules, own.rules),
+            rules=in_order(site.config.rules, own.rules),
             filter_error=own.error,
             mailbox=mailbox,
             now=site.now(),
+            outside=site.outside(envelope),
         )
         return Decision(decide(case, note), verdicts, mailbox)
     except BaseException:
@@ -113,7 +136,8 @@ def refuse_loops(message: Message, envelope: Envelope) -> None:
         raise Refused("5.4.6 This message is looping: it already has my Delivered-To line.")
 
 
-def _in_order(site: tuple[Rule, ...], user: tuple[Rule, ...]) -> tuple[Rule, ...]:
+def in_order(site: tuple[Rule, ...], user: tuple[Rule, ...]) -> tuple[Rule, ...]:
+    """The rules as they are asked: the site's, those of domain and owner, the site's with stage = "after"."""
     return (*(rule for rule in site if not rule.after), *user, *(rule for rule in site if rule.after))
 
 
@@ -141,6 +165,8 @@ def record(
     }
     if plan.score is not None:
         said["score"] = plan.score
+    if plan.notes:
+        said["notes"] = list(plan.notes)
     if subject:
         said["subject"] = subject_of(message)
     return said

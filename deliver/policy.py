@@ -6,12 +6,12 @@ then the verdicts that mail to others needs.
 
 from typing import NamedTuple, Protocol
 
-from deliver import header_lines
-from deliver.config import Clamd, Config, Spam, Spamd
+from deliver import header_lines, reply
+from deliver.config import Config, Spam, SpamScanner, VirusScanner, settings_of
 from deliver.message import Message
 from deliver.rules.evaluate import Walk, walk
-from deliver.rules.model import Facts, Rule
-from deliver.values import INBOX, Action, Envelope, Finding, Note, Plan, Step, Verb, Verdict
+from deliver.rules.model import Facts, Outside, Rule, message_id
+from deliver.values import INBOX, Action, Answer, Envelope, Finding, Note, Plan, Step, Verb, Verdict
 
 
 class Mailbox(Protocol):
@@ -22,6 +22,15 @@ class Mailbox(Protocol):
 
     def over_quota(self, sizes: list[tuple[str, int]]) -> str:
         """Why messages of these sizes (folder, bytes) do not fit, in words; "" if they do."""
+
+    def may_grow(self) -> bool:
+        """Whether one folder more may be made for a name that a message brings."""
+
+    def keywords(self, folder: str) -> dict[str, str]:
+        """The letters of the IMAP keywords that a folder knows, by their names in small letters."""
+
+    def answered(self, answer: Answer, now: float) -> str:
+        """Why this automatic reply may not go out at ``now``, "" if it may."""
 
 
 class Case(NamedTuple):
@@ -36,13 +45,14 @@ class Case(NamedTuple):
     filter_error: str
     mailbox: Mailbox
     now: float
+    outside: Outside = Outside()
 
 
 def decide(case: Case, note: Note) -> Plan:
     """The plan for one message and one recipient, with its reason."""
     plan = _infected(case) or _unscanned(case, note) or _by_rules(case, note)
-    plan = _within_quota(case, plan, note)
-    plan = _with_all_verdicts(case, plan)
+    plan = _answering(_within_quota(case, plan, note), note)
+    plan = _remembering(case, _with_all_verdicts(case, plan))
     note(Step("decide", f"{words(plan)}: {plan.reason}"))
     return plan
 
@@ -53,6 +63,7 @@ def words(plan: Plan) -> str:
         Verb.FILE: "goes into {}",
         Verb.QUARANTINE: "is held in quarantine",
         Verb.FORWARD: "is sent on to {}",
+        Verb.PIPE: "is given to the program {}",
         Verb.DISCARD: "is deleted",
         Verb.BOUNCE: "goes back to its sender",
         Verb.DEFER: "is left with the mail server for another try",
@@ -64,11 +75,12 @@ def words(plan: Plan) -> str:
 
 def _infected(case: Case) -> Plan | None:
     for verdict in case.verdicts:
-        if verdict.finding is Finding.VIRUS and case.config.clamd is not None:
+        settings = settings_of(case.config, verdict.scanner)
+        if verdict.finding is Finding.VIRUS and isinstance(settings, VirusScanner):
             reason = f"{verdict.scanner} found the virus {', '.join(verdict.names)}"
-            match case.config.clamd.on_virus:
+            match settings.on_virus:
                 case "mark":
-                    return None
+                    continue
                 case "bounce":
                     return _plan(case, Action(Verb.BOUNCE, text="5.7.1 Message contains a virus"), reason)
                 case "discard":
@@ -80,7 +92,7 @@ def _infected(case: Case) -> Plan | None:
 
 def _unscanned(case: Case, note: Note) -> Plan | None:
     for verdict in case.verdicts:
-        settings = _settings(case.config, verdict.scanner)
+        settings = settings_of(case.config, verdict.scanner)
         if settings is None or verdict.finding not in (Finding.FAILED, Finding.SKIPPED):
             continue
         reason = f"{verdict.scanner} did not scan it: {verdict.reason}"
@@ -101,23 +113,24 @@ def _unscanned(case: Case, note: Note) -> Plan | None:
     return None
 
 
-def _settings(config: Config, scanner: str) -> Clamd | Spamd | None:
-    if scanner == "clamd":
-        return config.clamd
-    return config.spamd if scanner == "spamd" else None
-
-
 def _waited(case: Case) -> float:
     """Seconds since the top Received; 0 where it does not say, so that such a message is tried again, not passed."""
     received = case.message.received()
     return 0.0 if received is None else case.now - received
 
 
+def _counting(verdicts: list[Verdict]) -> Verdict | None:
+    """The one that counts of those for spam: the first that says spam, else the first with a score, else the first."""
+    spam = [v for v in verdicts if v.finding is Finding.SPAM]
+    scored = [v for v in verdicts if v.score is not None]
+    return next(iter([*spam, *scored, *verdicts]), None)
+
+
 class _Points:
     """Whether a message is spam, by the scanner's threshold or by ours."""
 
     def __init__(self, verdicts: tuple[Verdict, ...], spam: Spam) -> None:
-        said = next((v for v in verdicts if v.score is not None or v.finding is Finding.SPAM), None)
+        said = _counting([v for v in verdicts if v.score is not None or v.finding is Finding.SPAM])
         self.score = said.score if said else None
         self.found = said is not None and said.finding is Finding.SPAM
         self.own = None if spam.required_score == "scanner" else spam.required_score
@@ -137,12 +150,73 @@ class _Points:
 def _by_rules(case: Case, note: Note) -> Plan:
     points = _Points(case.verdicts, case.spam)
     viruses = tuple(name for v in case.verdicts if v.finding is Finding.VIRUS for name in v.names)
-    facts = Facts(case.message, case.envelope, points.score, points.spam_at(0), viruses)
+    facts = Facts(case.message, case.envelope, points.score, points.spam_at(0), viruses, case.now, case.outside)
     said = walk(case.rules, facts, points.spam_at, note)
     score = points.score if not said.added else (points.score or 0.0) + said.added
     actions, reason, flags = _place(case, said, score, note)
-    actions = tuple(dict.fromkeys((*said.copies, *actions)))
-    return Plan(actions, reason, flags, _lines(case, said.spam, said.headers), said.spam, score)
+    actions = tuple(dict.fromkeys(_allowed(case, action, said, note) for action in (*said.copies, *actions)))
+    edits, added = said.edits, said.headers
+    if edits.tag and not case.message.fields("subject"):
+        edits, added = edits._replace(tag=""), added + header_lines.field("Subject", edits.tag)
+    return Plan(
+        actions,
+        reason,
+        flags,
+        _lines(case, said.spam, added),
+        said.spam,
+        score,
+        edits,
+        _keywords(case, said, actions, note),
+        said.unsubscribed,
+        _answer(case, said, note),
+        said.notes,
+    )
+
+
+def _allowed(case: Case, action: Action, said: Walk, note: Note) -> Action:
+    """The action, unless it would make one folder too many for a name that the message has brought."""
+    if action.target not in said.made or case.mailbox.has_folder(action.target) or case.mailbox.may_grow():
+        return action
+    note(Step("decide", f"the mailbox has too many folders to make {action.target}; the inbox takes it"))
+    return action._replace(target=INBOX)
+
+
+def _keywords(case: Case, said: Walk, actions: tuple[Action, ...], note: Note) -> tuple[tuple[str, str], ...]:
+    """The letters of the keywords that rules set, folder by folder: only Dovecot may give a keyword a letter."""
+    found = []
+    for action in actions if said.keywords else ():
+        if action.verb is Verb.FILE:
+            known = case.mailbox.keywords(action.target)
+            letters = {known[one.lower()] for one in said.keywords if one.lower() in known}
+            found.append((action.target, "".join(sorted(letters))))
+            for one in said.keywords:
+                if one.lower() not in known:
+                    folder = "the inbox" if action.target == INBOX else action.target
+                    note(Step("decide", f"the keyword {one} is not set: no mail program has used it in {folder} yet"))
+    return tuple(found)
+
+
+def _answer(case: Case, said: Walk, note: Note) -> Answer | None:
+    """The reply that a rule wants, if the sender may get one."""
+    if said.answer is None:
+        return None
+    infected = any(verdict.finding is Finding.VIRUS for verdict in case.verdicts)
+    why = "it is spam" if said.spam else "it has a virus" if infected else ""
+    why = why or reply.why_not(case.message, case.envelope, said.own) or case.mailbox.answered(said.answer, case.now)
+    if why:
+        note(Step("decide", f"no reply goes out: {why}"))
+    return None if why else said.answer
+
+
+def _answering(plan: Plan, note: Note) -> Plan:
+    """The plan without its reply where the sender hears of the message in another way, or it is not settled yet."""
+    if plan.answer is None:
+        return plan
+    if any(action.verb in (Verb.BOUNCE, Verb.DEFER, Verb.QUARANTINE) for action in plan.actions):
+        note(Step("decide", f"no reply goes out: the message {words(plan)}"))
+        return plan._replace(answer=None)
+    note(Step("decide", f"{plan.answer.address} gets a reply, once in {plan.answer.every / 86400:g} days"))
+    return plan
 
 
 def _place(case: Case, said: Walk, score: float | None, note: Note) -> tuple[tuple[Action, ...], str, str]:
@@ -164,7 +238,7 @@ def _place(case: Case, said: Walk, score: float | None, note: Note) -> tuple[tup
 
 
 def _within_quota(case: Case, plan: Plan, note: Note) -> Plan:
-    size = case.message.stored_size(case.envelope.delivered_to, plan.headers)
+    size = case.message.edited(plan.edits).stored_size(case.envelope.delivered_to, plan.headers)
     folders = [(action.target, size) for action in plan.actions if action.verb is Verb.FILE]
     full = case.mailbox.over_quota(folders) if folders else ""
     if not full:
@@ -185,13 +259,22 @@ def _within_quota(case: Case, plan: Plan, note: Note) -> Plan:
 
 
 def _with_all_verdicts(case: Case, plan: Plan) -> Plan:
-    if not any(action.verb is Verb.FORWARD for action in plan.actions):
+    sent = "sent on" if any(action.verb is Verb.FORWARD for action in plan.actions) else "answered"
+    if sent == "answered" and plan.answer is None:
         return plan
     failed = [v for v in case.verdicts if v.finding is Finding.FAILED]
     if not failed:
         return plan
-    reason = f"it is to be sent on, and {failed[0].scanner} did not scan it: {failed[0].reason}"
+    reason = f"it is to be {sent}, and {failed[0].scanner} did not scan it: {failed[0].reason}"
     return _only(plan, Action(Verb.DEFER, text="4.3.2 Content scanner is not available"), reason)
+
+
+def _remembering(case: Case, plan: Plan) -> Plan:
+    """The plan with what makes a second copy known, if a rule asks for copies and the message does not come again."""
+    asked = any(rule.condition.remembers for rule in case.rules)
+    if not asked or any(action.verb in (Verb.BOUNCE, Verb.DEFER) for action in plan.actions):
+        return plan
+    return plan._replace(remember=message_id(case.message))
 
 
 def _plan(case: Case, action: Action, reason: str) -> Plan:
@@ -207,15 +290,15 @@ def _instead(plan: Plan, action: Action, reason: str) -> Plan:
 
 
 def _only(plan: Plan, action: Action, reason: str) -> Plan:
-    return plan._replace(actions=(action,), reason=reason)
+    return plan._replace(actions=(action,), reason=reason, answer=None)
 
 
 def _lines(case: Case, spam: bool, added: bytes) -> bytes:
     lines = [header_lines.filter_error(case.filter_error)] if case.filter_error else []
     own = None if case.spam.required_score == "scanner" else case.spam.required_score
-    for verdict in case.verdicts:
-        if verdict.scanner == "clamd":
-            lines.append(header_lines.virus_status(verdict))
-        elif verdict.scanner == "spamd":
-            lines.append(header_lines.spam_status(verdict, spam, own))
+    kinds = [(settings_of(case.config, verdict.scanner), verdict) for verdict in case.verdicts]
+    if viruses := [verdict for settings, verdict in kinds if isinstance(settings, VirusScanner)]:
+        lines.append(header_lines.virus_status(viruses))
+    if said := _counting([verdict for settings, verdict in kinds if isinstance(settings, SpamScanner)]):
+        lines.append(header_lines.spam_status(said, spam, own))
     return b"".join([*lines, case.envelope.headers, added])

@@ -208,6 +208,27 @@ def record(maildir_fd: int, usage: Usage, added_size: int, added_count: int) -> 
     return ""
 
 
+def measure(maildir_fd: int, *, deadline: float = 60.0) -> tuple[int, int]:
+    """Bytes and messages on disk, as they count, whatever maildirsize says. Raises OSError; TimeoutError is one."""
+    return _count_in_peace(maildir_fd, time.monotonic() + deadline)
+
+
+def recount(maildir_fd: int, *, deadline: float = 60.0) -> bool:
+    """Replace maildirsize by a fresh count, its limit and mode kept; False where there is none. Raises OSError."""
+    until = time.monotonic() + deadline
+    lock = _lock(maildir_fd, until)
+    try:
+        file = _read(maildir_fd)
+        if not file.data:
+            return False
+        _rewrite(maildir_fd, _limit(file.data), file.mode, until)
+    except FileNotFoundError:
+        return False
+    finally:
+        os.close(lock)
+    return True
+
+
 def warn(maildir: _Inbox, usage: Usage, percent: int, text: str, now: Callable[[], float] = time.time) -> bool:
     """Put a warning into the inbox if the mailbox was ``percent`` full or more, at most once in 24 hours.
 

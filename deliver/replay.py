@@ -5,32 +5,44 @@ A message may have a family beside it; `deliver replay --expect` and the project
     NAME.eml             the message
     NAME.scan.toml       what the scanners say: [clamd] and [spamd] with `finding` and the fields of a verdict
     NAME.rules.toml      the site's configuration
+    NAME.domain.toml     the domain's file
     NAME.user.toml       the owner's own file
-    NAME.envelope.toml   sender, recipient, extension, and `folders` that exist, `full = "why"` if over quota
-    NAME.expect.toml     what must come out: any of action, folder, address, flags, exit, spam, reason (a glob)
+    NAME.envelope.toml   sender, recipient, extension, and `folders` that exist, `full = "why"` if over quota, `now`,
+                         `answered = true` if the sender has had a reply, `keywords.FOLDER = [...]` that Dovecot knows
+    NAME.expect.toml     what must come out: any of action, folder, address, flags, exit, spam, reason (a glob), ...
 """
 
+import asyncio
 import fnmatch
 import json
 import os
 import time
 import tomllib
-from collections.abc import Iterable, Iterator
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
-from deliver import exits
+from deliver import exits, layers, wiring
 from deliver.actions import summary
-from deliver.config import Clamd, Config, Personal, Spamd, load, parse_personal, where
+from deliver.config import Clamd, Config, Personal, Spam, Spamd, load, parse_personal, where
 from deliver.envelope import extension_of
-from deliver.errors import NotConfigured, Refused
+from deliver.errors import DeliverError, NotConfigured, Refused
 from deliver.message import Message, Source, read_framing
 from deliver.pipeline import Site, judge, refuse_loops
 from deliver.policy import words
+from deliver.rules.model import Outside
 from deliver.scan import Scanner, scan_all
-from deliver.values import Action, Content, Envelope, Finding, Plan, Reply, Step, Verb, Verdict
-from deliver.wiring import forgeries, full, scanners
+from deliver.values import INBOX, Action, Answer, Content, Envelope, Finding, Plan, Reply, Step, Verb, Verdict
 
-FAMILY = ("scan", "rules", "user", "envelope", "expect")
+FAMILY = ("scan", "rules", "domain", "user", "envelope", "expect")
+
+AT_ONCE = 8
+"""Messages that scanners are asked about at the same time: more than they have processes, so that none is idle."""
+
+_NOT_RECEIVED = frozenset(
+    "sent,sent items,sent messages,drafts,outbox,templates,trash,deleted items,deleted messages".split(",")
+)
+"""Folders of what nobody delivered, or what has been done with."""
 
 
 class Settings(NamedTuple):
@@ -38,6 +50,7 @@ class Settings(NamedTuple):
 
     config: Config
     user_file: str = ""
+    domain_file: str = ""
     maildir: str = ""
     sender: str = ""
     recipient: str = ""
@@ -45,7 +58,10 @@ class Settings(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What would happen to one message. ``wrong`` has a line for each expectation that it did not meet."""
+    """What would happen to one message. ``wrong`` has a line for each expectation that it did not meet.
+
+    ``now`` is the folder where it lies, "" if that is no Maildir.
+    """
 
     file: str
     plan: Plan
@@ -53,6 +69,7 @@ class Result(NamedTuple):
     verdicts: tuple[Verdict, ...]
     steps: tuple[Step, ...]
     wrong: tuple[str, ...] = ()
+    now: str = ""
 
     @property
     def action(self) -> Action:
@@ -80,6 +97,10 @@ class Result(NamedTuple):
             ],
             "flags": self.plan.flags,
         }
+        if self.now:
+            said["now"] = self.now
+        if self.plan.answer:
+            said["reply"] = {"to": self.plan.answer.address, "subject": self.plan.answer.subject}
         if self.reply.line:
             said["answer"] = self.reply.line
         if self.wrong:
@@ -106,10 +127,70 @@ def messages_in(paths: Iterable[str]) -> Iterator[str]:
         for directory, below, names in os.walk(path):
             below.sort()
             if {"cur", "new"} <= set(below):
-                below[:] = [name for name in below if name in ("cur", "new") or name.startswith(".")]
+                below[:] = [name for name in below if name in ("cur", "new") or _is_received(name)]
             for name in sorted(names):
                 if not _is_side_file(name):
                     yield os.path.join(directory, name)
+
+
+def _is_received(directory: str) -> bool:
+    return directory.startswith(".") and directory[1:].partition(".")[0].lower() not in _NOT_RECEIVED
+
+
+def lies_in(path: str) -> str:
+    """The folder of a Maildir in which a message lies, "" for any other place."""
+    home, part = os.path.split(os.path.dirname(os.path.abspath(path)))
+    if part not in ("cur", "new"):
+        return ""
+    name = os.path.basename(home)
+    return name[1:] if name.startswith(".") and os.path.isdir(os.path.join(os.path.dirname(home), "cur")) else INBOX
+
+
+class Changes:
+    """What a new set of rules would change, in a few sentences."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[tuple[str, str]] = Counter()
+        self._answers = 0
+
+    def add(self, result: Result) -> None:
+        """Count one message."""
+        self._counts[result.now, "" if result.now and result.folder == result.now else _would(result.action)] += 1
+        self._answers += result.plan.answer is not None
+
+    def lines(self) -> list[str]:
+        """The most frequent first; what stays comes last."""
+        lines = []
+        stays = 0
+        for (now, would), count in sorted(self._counts.items(), key=lambda item: (-item[1], item[0])):
+            if not would:
+                stays += count
+                continue
+            where_now = "" if not now else " in the inbox" if now == INBOX else f" in {now}"
+            lines.append(f"{_messages(count)}{where_now} would {would}")
+        if stays:
+            lines.append(f"{_messages(stays)} would stay where {'it is' if stays == 1 else 'they are'}")
+        if self._answers:
+            lines.append(f"{_messages(self._answers)} would get an automatic reply")
+        return lines
+
+
+def _messages(count: int) -> str:
+    return f"{count:,} message" + ("" if count == 1 else "s")
+
+
+def _would(action: Action) -> str:
+    if action.verb is Verb.FILE and action.target == INBOX:
+        return "be put into the inbox"
+    return {
+        Verb.FILE: "be filed in {}",
+        Verb.QUARANTINE: "be held in quarantine",
+        Verb.FORWARD: "be sent on to {}",
+        Verb.PIPE: "be given to the program {}",
+        Verb.DISCARD: "be deleted",
+        Verb.BOUNCE: "go back to the sender",
+        Verb.DEFER: "wait in the mail server's queue",
+    }[action.verb].format(action.target)
 
 
 def _is_side_file(name: str) -> bool:
@@ -120,66 +201,180 @@ def _is_side_file(name: str) -> bool:
     )
 
 
+class Family(NamedTuple):
+    """What lies beside one message: paths, and tables that somebody has read already, by their kind."""
+
+    paths: dict[str, str]
+    tables: dict[str, dict[str, Any]]
+
+    def toml(self, kind: str) -> dict[str, Any]:
+        """One of the tables, empty where there is none. Raises NotConfigured."""
+        if kind in self.tables or kind not in self.paths:
+            return self.tables.get(kind, {})
+        with open(self.paths[kind], "rb") as file:
+            try:
+                return tomllib.load(file)
+            except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+                raise NotConfigured(f"{self.paths[kind]}: is not TOML: {error}") from error
+
+
 async def replay(path: str, settings: Settings) -> Result:
     """Replay one message. Raises DeliverError where a file of its family is wrong, OSError where one cannot be read."""
-    fd = 0 if path == "-" else os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    return await Replayer(settings).replay(path)
+
+
+class Replayer:
+    """Replays messages with the same settings; the owner's file is read once for all."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._read: dict[tuple[str, Spam, bool], Personal] = {}
+        self._outside = wiring.outside(settings.config)  # with the site's lists, which are read once for all
+
+    async def replay(self, path: str) -> Result:
+        """See replay."""
+        fd = 0 if path == "-" else os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return await self.judge(path, Source.read(fd, _memory), _family(path))
+        finally:
+            if fd:
+                os.close(fd)
+
+    def _beyond(self, config: Config, envelope: Envelope) -> Outside:
+        """What conditions may ask. No message was seen before: one that lies in the Maildir would be its own copy."""
+        outside = self._outside if config is self._settings.config else wiring.outside(config)
+        return outside(envelope)._replace(last_seen=lambda _message_id: None)
+
+    async def replay_all(self, paths: Iterable[str]) -> AsyncIterator[tuple[str, Result | Exception]]:
+        """Each path with its result, or with what went wrong; in their order, AT_ONCE of them in work."""
+
+        async def one(path: str) -> tuple[str, Result | Exception]:
+            try:
+                return path, await self.replay(path)
+            except (DeliverError, OSError) as error:
+                return path, error
+
+        working: deque[asyncio.Task[tuple[str, Result | Exception]]] = deque()
+        try:
+            for path in paths:
+                working.append(asyncio.create_task(one(path)))
+                if len(working) >= AT_ONCE:
+                    yield await working.popleft()
+            while working:
+                yield await working.popleft()
+        finally:
+            for task in working:
+                task.cancel()
+
+    async def judge(self, path: str, source: Source, family: Family) -> Result:
+        """Replay a message that was read already; ``path`` is what the result calls it."""
+        settings = self._settings
+        steps: list[Step] = []
+        config = _config(family, settings)
+        framing = read_framing(source.head)
+        said = family.toml("envelope")
+        envelope = _envelope(settings, said, framing.sender, framing.delivered_to)
+        message = Message(source, framing, envelope.return_path, wiring.forgeries(config))
+        mailbox = _ReadOnly(settings.maildir, said)
+        site = Site(
+            config=config,
+            scanners=_scanners(family, config, settings),
+            personal=lambda envelope: self._personal(family, config, envelope),
+            mailbox=lambda _envelope: mailbox,
+            quarantine=_nothing,
+            injector=_nothing,
+            program=_nothing,
+            blocking=_nothing,
+            log=_unlogged,
+            outside=lambda envelope: self._beyond(config, envelope),
+            now=lambda: said["now"].timestamp() if "now" in said else time.time(),
+        )
+        verdicts: tuple[Verdict, ...] = ()
+        try:
+            refuse_loops(message, envelope)
+            verdicts = await scan_all(site.scanners, message, envelope, steps.append)
+            plan = judge(site, message, envelope, verdicts, steps.append).plan
+        except Refused as error:
+            plan = Plan((Action(Verb.BOUNCE, text=error.line),), "the message has been delivered here before")
+            steps.append(Step("decide", plan.reason))
+        result = Result(path, plan, exits.from_plan(plan), verdicts, tuple(steps), now=lies_in(path))
+
+        def stored() -> str:
+            chunks = message.edited(plan.edits).stored(envelope.delivered_to, plan.headers)
+            return b"".join(chunks).decode("latin-1")
+
+        return result._replace(wrong=tuple(_differences(result, family.toml("expect"), stored)))
+
+    def _personal(self, family: Family, config: Config, envelope: Envelope) -> Personal:
+        settings = self._settings
+        domain = family.paths.get("domain", settings.domain_file) or layers.domain_file(config, envelope.recipient)
+        owner = family.paths.get("user", settings.user_file)
+        return layers.together(config, layers.stacked(config, [("domain", domain), ("owner", owner)], self._file))
+
+    def _file(self, path: str, config: Config, _uid: int, domain: bool) -> Personal:
+        """The file as it is; who may write it is not asked here."""
+        name = (path, config.spam, domain)
+        if name not in self._read:
+            self._read[name] = _personal(path, config, domain)
+        return self._read[name]
+
+
+def _personal(path: str, config: Config, domain: bool) -> Personal:
+    if domain and not os.path.exists(path):
+        return Personal()
+    with open(path, "rb") as file:
+        own, problems = parse_personal(file.read(), os.path.basename(path), config, domain)
+    errors = [problem for problem in problems if not problem.warning]
+    return Personal(error=f"{where(errors[0])}{errors[0].text}") if errors else own
+
+
+def tests_of(document: dict[str, Any]) -> Iterator[tuple[int, int, dict[str, Any]]]:
+    """The tests that stand beside rules, with the number of the rule and their own, from 0."""
+    for number, rule in enumerate(document.get("rule", [])):
+        for index, test in enumerate(rule.get("test", [])):
+            yield number, index, test
+
+
+async def run_test(test: dict[str, Any], settings: Settings, directory: str) -> tuple[str, ...]:
+    """Run one test; a line for each expectation that was not met. Raises OSError where its file cannot be read.
+
+    ``directory`` is where the rules lie. No link leads out of it: rules may be somebody else's.
+    """
+    content = test["message"].encode("utf-8") if "message" in test else _beside(directory, test["file"])
+    scan = test.get("scan")
+    if scan is None:
+        config = settings.config
+        named = (("clamd", config.clamd), ("spamd", config.spamd))
+        scan = {name: {"finding": "clean"} for name, table in named if table is not None}
+    tables = {
+        "scan": scan,
+        "envelope": {key: test[key] for key in ("sender", "recipient", "extension", "now") if key in test},
+        "expect": test["expect"],
+    }
+    source = Source.of(content)
+    return (await Replayer(settings._replace(scan=False)).judge("", source, Family({}, tables))).wrong
+
+
+def _beside(directory: str, name: str) -> bytes:
+    if name in ("", ".", "..") or "/" in name or "\0" in name:
+        raise OSError(f"a test's file lies beside the rules, and {name!r} is a path")
+    folder = os.open(directory or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        return await _replay(path, Source.read(fd, _memory), settings)
+        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
     finally:
-        if fd:
-            os.close(fd)
+        os.close(folder)
+    with open(fd, "rb") as file:
+        return file.read()
 
 
-async def _replay(path: str, source: Source, settings: Settings) -> Result:
-    steps: list[Step] = []
-    family = _family(path)
-    config = _config(family, settings)
-    framing = read_framing(source.head)
-    said = _toml(family, "envelope")
-    envelope = _envelope(settings, said, framing.sender, framing.delivered_to)
-    message = Message(source, framing, envelope.return_path, forgeries(config))
-    mailbox = _ReadOnly(settings.maildir, frozenset(said.get("folders", ())), str(said.get("full", "")))
-    site = Site(
-        config=config,
-        scanners=_scanners(family, config, settings),
-        personal=lambda _envelope: _personal(family, config, settings),
-        mailbox=lambda _envelope: mailbox,
-        quarantine=_nothing,
-        injector=_nothing,
-        blocking=_nothing,
-        log=_unlogged,
-        now=time.time,
-    )
-    verdicts: tuple[Verdict, ...] = ()
-    try:
-        refuse_loops(message, envelope)
-        verdicts = await scan_all(site.scanners, message, envelope, steps.append)
-        plan = judge(site, message, envelope, verdicts, steps.append).plan
-    except Refused as error:
-        plan = Plan((Action(Verb.BOUNCE, text=error.line),), "the message has been delivered here before")
-        steps.append(Step("decide", plan.reason))
-    result = Result(path, plan, exits.from_plan(plan), verdicts, tuple(steps))
-    return result._replace(wrong=tuple(_differences(result, _toml(family, "expect"))))
-
-
-def _family(path: str) -> dict[str, str]:
+def _family(path: str) -> Family:
     stem = os.path.splitext(path)[0]
-    return {kind: f"{stem}.{kind}.toml" for kind in FAMILY if os.path.exists(f"{stem}.{kind}.toml")}
+    return Family({kind: f"{stem}.{kind}.toml" for kind in FAMILY if os.path.exists(f"{stem}.{kind}.toml")}, {})
 
 
 def has_expectation(path: str) -> bool:
     """Whether a message says what is expected of it."""
-    return "expect" in _family(path)
-
-
-def _toml(family: dict[str, str], kind: str) -> dict[str, Any]:
-    if kind not in family:
-        return {}
-    with open(family[kind], "rb") as file:
-        try:
-            return tomllib.load(file)
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise NotConfigured(f"{family[kind]}: is not TOML: {error}") from error
+    return "expect" in _family(path).paths
 
 
 def _memory() -> int:
@@ -201,9 +396,9 @@ def _envelope(settings: Settings, said: dict[str, Any], sender: str | None, deli
     )
 
 
-def _config(family: dict[str, str], settings: Settings) -> Config:
-    config = load(family["rules"]) if "rules" in family else settings.config
-    said = _toml(family, "scan")
+def _config(family: Family, settings: Settings) -> Config:
+    config = load(family.paths["rules"]) if "rules" in family.paths else settings.config
+    said = family.toml("scan")
     if "clamd" in said and config.clamd is None:
         config = _with(config, clamd=Clamd())
     if "spamd" in said and config.spamd is None:
@@ -215,16 +410,6 @@ def _with(config: Config, **changes: Any) -> Config:
     import msgspec
 
     return msgspec.structs.replace(config, **changes)
-
-
-def _personal(family: dict[str, str], config: Config, settings: Settings) -> Personal:
-    path = family.get("user", settings.user_file)
-    if not path:
-        return Personal()
-    with open(path, "rb") as file:
-        own, problems = parse_personal(file.read(), os.path.basename(path), config)
-    errors = [problem for problem in problems if not problem.warning]
-    return Personal(error=f"{os.path.basename(path)}: {where(errors[0])}{errors[0].text}") if errors else own
 
 
 class _Told:
@@ -241,14 +426,15 @@ class _Told:
         return self._verdict
 
 
-def _scanners(family: dict[str, str], config: Config, settings: Settings) -> tuple[Scanner, ...]:
-    said = _toml(family, "scan")
+def _scanners(family: Family, config: Config, settings: Settings) -> tuple[Scanner, ...]:
+    said = family.toml("scan")
     if not said:
-        return scanners(config) if settings.scan else ()
+        return wiring.scanners(config) if settings.scan else ()
     told: list[Scanner] = []
     for name, table in said.items():
         settings_of = config.clamd if name == "clamd" else config.spamd
-        told.append(_Told(name, settings_of.max_size if settings_of else 2**63, _verdict(family["scan"], name, table)))
+        verdict = _verdict(family.paths.get("scan", "scan"), name, table)
+        told.append(_Told(name, settings_of.max_size if settings_of else 2**63, verdict))
     return tuple(told)
 
 
@@ -268,26 +454,47 @@ def _verdict(path: str, name: str, table: Any) -> Verdict:
 
 
 class _ReadOnly:
-    """A mailbox that is looked at and left alone."""
+    """A mailbox that is looked at and left alone; ``said`` is what a family says of it."""
 
-    def __init__(self, path: str, folders: frozenset[str], full: str) -> None:
+    def __init__(self, path: str, said: dict[str, Any]) -> None:
         self._path = path
-        self._folders = folders
-        self._full = full
+        self._said = said
 
     def has_folder(self, name: str) -> bool:
         """Whether it is there, on disk or by what the family says."""
-        return name in self._folders or bool(self._path and os.path.isdir(os.path.join(self._path, f".{name}", "new")))
+        known = name in self._said.get("folders", ())
+        return known or bool(self._path and os.path.isdir(os.path.join(self._path, f".{name}", "new")))
 
     def over_quota(self, sizes: list[tuple[str, int]]) -> str:
         """What the family says, else what maildirsize says."""
-        return self._full or (full(self._path, sizes) if self._path else "")
+        return str(self._said.get("full", "")) or (wiring.full(self._path, sizes) if self._path else "")
+
+    def may_grow(self) -> bool:
+        """Whether a message may bring a folder's name."""
+        return not self._path or wiring.may_grow(self._path)
+
+    def keywords(self, folder: str) -> dict[str, str]:
+        """What the family says, else dovecot-keywords."""
+        if folder in self._said.get("keywords", {}):
+            names = self._said["keywords"][folder]
+            return {str(name).lower(): chr(ord("a") + index) for index, name in enumerate(names)}
+        return wiring.keywords(self._path, folder) if self._path else {}
+
+    def answered(self, answer: Answer, now: float) -> str:
+        """What the family says, else what lies in the Maildir."""
+        if self._said.get("answered"):
+            return "this sender has been answered already"
+        return wiring.answered(self._path, answer, now) if self._path else ""
+
+    def answer(self, *_: Any) -> Any:
+        """A replay sends nothing."""
+        raise RuntimeError("a replay must not send anything")
 
     def prepare(self, *_: Any) -> Any:
         """A replay performs nothing."""
         raise RuntimeError("a replay must not store anything")
 
-    def settle(self) -> None:
+    def settle(self, unsubscribed: frozenset[str] = frozenset()) -> None:
         """Nothing was changed."""
 
     def close(self) -> None:
@@ -302,8 +509,12 @@ def _unlogged(**_: Any) -> None:
     pass
 
 
-def _differences(result: Result, expected: dict[str, Any]) -> Iterator[str]:
+_GLOBS = ("reason", "answer", "headers", "stored", "reply-subject", "reply-text")
+
+
+def _differences(result: Result, expected: dict[str, Any], stored: Callable[[], str]) -> Iterator[str]:
     """A line for each expectation that was not met."""
+    answer = result.plan.answer
     actual: dict[str, Any] = {
         "action": result.action.verb.value,
         "folder": result.folder,
@@ -316,11 +527,19 @@ def _differences(result: Result, expected: dict[str, Any]) -> Iterator[str]:
         "answer": result.reply.line,
         "headers": result.plan.headers.decode("latin-1"),
         "reason": result.plan.reason,
+        "reply": answer.address if answer else "",
+        "reply-subject": answer.subject if answer else "",
+        "reply-text": answer.text if answer else "",
+        "program": next((one.target for one in result.plan.actions if one.verb is Verb.PIPE), ""),
+        "keywords": {folder: letters for folder, letters in result.plan.keywords if letters},
+        "unsubscribed": sorted(result.plan.unsubscribed),
+        "notes": list(result.plan.notes),
+        "stored": stored() if "stored" in expected else "",
     }
     for key, value in expected.items():
         if key not in actual:
             yield f"{key} cannot be expected; use one of {', '.join(actual)}"
-        elif key in ("reason", "answer", "headers") and isinstance(value, str):
+        elif key in _GLOBS and isinstance(value, str):
             if not fnmatch.fnmatchcase(actual[key], value):
                 yield f"{key}: expected {value!r}, got {actual[key]!r}"
         elif actual[key] != value:

@@ -5,6 +5,7 @@ import os
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
+from typing import NamedTuple
 
 from deliver.scan import Scanner
 from deliver.values import Content, Envelope, Finding, Verdict
@@ -12,8 +13,22 @@ from deliver.values import Content, Envelope, Finding, Verdict
 KEPT = 600.0
 """Seconds. Fifty recipients of one message come within minutes; signatures change every hour."""
 
-LARGEST = 4096
-"""Verdicts kept, at most; one has a few hundred bytes, with its header lines a few thousand."""
+LARGEST = 1024 * 1024
+"""Bytes of verdicts kept, about: some 800."""
+
+AT_ONCE = 50
+"""Scans under way. spamd has 5 children (spamd(1)), clamd 10 threads (clamd.conf(5)); more only queue up there, where
+their time runs."""
+
+_OVERHEAD = 1024  # bytes of a verdict without its header lines
+
+
+class _Key(NamedTuple):
+    """Of whom what is asked. ``user`` is "" where preferences are not per user."""
+
+    identity: object
+    digest: str
+    user: str
 
 
 class ScanOnce:
@@ -37,42 +52,50 @@ class ScanOnce:
         self._scanner = scanner
         self._per_user = per_user
         self._identity = identity
-        self._seen: object = None
         self._clock = clock
-        self._verdicts: OrderedDict[tuple[str, str], tuple[float, Verdict]] = OrderedDict()
-        self._asked: dict[tuple[str, str], asyncio.Task[Verdict]] = {}
+        self._kept: OrderedDict[_Key, tuple[float, Verdict]] = OrderedDict()  # the oldest first
+        self._size = 0
+        self._asked: dict[_Key, asyncio.Task[Verdict]] = {}
+        self._places = asyncio.Semaphore(AT_ONCE)
 
     async def scan(self, content: Content, envelope: Envelope) -> Verdict:
         """The verdict, remembered or new. A scan that is under way is shared; a failed one is never kept."""
-        identity = self._identity()
-        if identity != self._seen:
-            self._verdicts.clear()
-            self._seen = identity
-        key = (content.digest(), envelope.recipient if self._per_user else "")
-        kept = self._verdicts.get(key)
-        if kept is not None and self._clock() - kept[0] < KEPT:
+        key = _Key(self._identity(), content.digest(), envelope.recipient if self._per_user else "")
+        self._forget(key.identity)
+        if key in self._kept:
             self.hits += 1
-            return kept[1]
+            return self._kept[key][1]
         task = self._asked.get(key)
         if task is None:
             task = asyncio.create_task(self._ask(key, content, envelope))
             self._asked[key] = task
+            task.add_done_callback(lambda _done: self._asked.pop(key))
         else:
             self.hits += 1
         # Shielded: whoever gives up waiting must not take the scan from the others.
         return await asyncio.shield(task)
 
-    async def _ask(self, key: tuple[str, str], content: Content, envelope: Envelope) -> Verdict:
-        began = self._seen
-        try:
+    async def _ask(self, key: _Key, content: Content, envelope: Envelope) -> Verdict:
+        async with self._places:
             verdict = await self._scanner.scan(content, envelope)
-        finally:
-            del self._asked[key]
-        if verdict.finding is not Finding.FAILED and began == self._seen:
-            self._verdicts[key] = (self._clock(), verdict)
-            while len(self._verdicts) > LARGEST:
-                self._verdicts.popitem(last=False)
+        if verdict.finding is not Finding.FAILED and self._identity() == key.identity:
+            self._kept[key] = (self._clock(), verdict)
+            self._size += _size(verdict)
         return verdict
+
+    def _forget(self, identity: object) -> None:
+        """Drop what is too old, too much, or another scanner's."""
+        now = self._clock()
+        while self._kept:
+            key, (begun, verdict) = next(iter(self._kept.items()))
+            if self._size <= LARGEST and now - begun < KEPT and key.identity == identity:
+                return
+            del self._kept[key]
+            self._size -= _size(verdict)
+
+
+def _size(verdict: Verdict) -> int:
+    return _OVERHEAD + len(verdict.headers) + sum(map(len, verdict.names))
 
 
 class Version:
@@ -98,8 +121,8 @@ class Version:
         while self._ask is not None:
             try:
                 self._version = await self._ask()
-            except Exception as error:  # its verdicts are failures now, and those are not kept
-                self._version = f"unknown: {error}"
+            except Exception:  # its verdicts are failures now, and those are not kept
+                self._version = "unknown"
             await asyncio.sleep(self._interval)
 
 

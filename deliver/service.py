@@ -7,70 +7,122 @@ in a delivery without a service; scans of one message are shared by its recipien
 
 import asyncio
 import contextlib
+import errno
 import os
+import resource
 import signal
 import socket
 import stat
 import struct
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+import weakref
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-from deliver import config, exits, maildrop, wiring
+from deliver import config, exits, maildrop, scan_once, users, wiring
 from deliver.client import DECLINED, NAMES, VERSION
 from deliver.config import Config
 from deliver.envelope import envelope_of, maildir_of
 from deliver.errors import Deferred, DeliverError
-from deliver.letterbox import Letterbox
-from deliver.message import Message, Source, read_framing
+from deliver.letterbox import Desk, Incoming, Letterbox, add
+from deliver.message import CHUNK, IN_MEMORY, Framing, Message, Source, read_framing
 from deliver.metrics import Metrics
 from deliver.pipeline import Site, deliver
 from deliver.values import Envelope, Outcome, Reply
 
-REQUEST_CAP = 1024 * 1024
-"""Bytes of one request: arguments and environment, of which the kernel allows 128 KiB each."""
+REQUEST_CAP = 8 * 1024 * 1024
+"""Bytes of one request: more than execve(2) lets arguments and environment have."""
 
-PATIENCE = 30.0
-"""Seconds that a request waits for its turn, then it is told to come again."""
+LOOKUPS = 16
+"""User lookups at the same time. They have threads of their own: a database that hangs must not keep disks waiting."""
 
-BUSY = "4.3.2 Mail filter is busy"
+_GET_CAP = 8192  # bytes of a request for /metrics
+_TOO_LATE = Deferred("the overall deadline was reached", "4.4.7 Delivery took too long")
+_BUSY = "4.3.2 Mail filter is busy"
+
+
+class Place:
+    """Among the messages in work, or waiting to be. ``turn`` is done when its time has come."""
+
+    def __init__(self, gate: "Gate", size: int) -> None:
+        self.size = size
+        self.turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._gate = gate
+
+    def grow(self, size: int) -> None:
+        """The message has turned out to have ``size`` bytes."""
+        self._gate.size += size - self.size
+        self.size = size
 
 
 class Gate:
-    """Lets so many messages, with so many bytes together, be in work; others wait PATIENCE seconds."""
+    """Lets so many messages, with so many bytes together, be in work; others wait for PATIENCE, first come first.
+
+    One message alone may be larger than the limit.
+    """
+
+    PATIENCE = 30.0
+    """Seconds that a request waits for its turn, then it is told to come again."""
 
     def __init__(self, messages: int, size: int, metrics: Metrics) -> None:
         self._messages = messages
         self._size = size
         self._metrics = metrics
-        self._turn = asyncio.Condition()
+        self._queue: deque[Place] = deque()
         self.messages = 0
         self.size = 0
 
     @contextlib.asynccontextmanager
-    async def work(self, size: int) -> AsyncIterator[None]:
-        """Be in work with a message of ``size`` bytes; one alone may be larger than the limit. Raises Deferred."""
+    async def work(self, size: int) -> Any:
+        """Be in work with a message of ``size`` bytes, as far as is known; yields a Place. Raises Deferred."""
         begun = time.monotonic()
+        place = Place(self, size)
+        self._queue.append(place)
+        self._admit()
         try:
-            async with asyncio.timeout(PATIENCE), self._turn:
-                await self._turn.wait_for(lambda: self._fits(size))
-                self.messages += 1
-                self.size += size
-        except TimeoutError:
-            raise Deferred("over the limit of messages or bytes in work", BUSY) from None
-        self._metrics.waited(time.monotonic() - begun)
-        try:
-            yield
+            if not place.turn.done():
+                await asyncio.wait((place.turn,), timeout=self.PATIENCE)
+            if not place.turn.done():
+                raise Deferred("over the limit of messages or bytes in work", _BUSY)
+            self._metrics.waited(time.monotonic() - begun)
+            yield place
         finally:
-            async with self._turn:
+            if place.turn.done():
                 self.messages -= 1
-                self.size -= size
-                self._turn.notify_all()
+                self.size -= place.size
+            else:
+                self._queue.remove(place)
+            self._admit()
+
+    def _admit(self) -> None:
+        while self._queue and self._fits(self._queue[0].size):
+            place = self._queue.popleft()
+            self.messages += 1
+            self.size += place.size
+            place.turn.set_result(None)
 
     def _fits(self, size: int) -> bool:
         return self.messages < self._messages and (not self.messages or self.size + size <= self._size)
+
+
+class Descriptor:
+    """A descriptor that is closed with the last who holds it.
+
+    A thread may read on when those who waited for it have given up, and must not find another message behind its
+    number.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __del__(self) -> None:
+        os.close(self.number)
+
+    def stay(self) -> None:
+        """Nothing: whoever may still call this keeps it open."""
 
 
 class Request(NamedTuple):
@@ -78,167 +130,300 @@ class Request(NamedTuple):
 
     arguments: list[str]
     environment: dict[str, str]
-    stdin: int
-    directory: int
+    stdin: Descriptor
+    directory: Descriptor
 
 
 class Running(NamedTuple):
-    """What follows from one reading of the configuration; a reload makes a new one, deliveries keep theirs."""
+    """What follows from one reading of the configuration; a reload makes a new one, deliveries keep theirs.
+
+    ``watches`` are to be run as long as it holds.
+    """
 
     config: Config
     site: Site
-    watchers: tuple[asyncio.Task[None], ...]
+    watches: Sequence[Callable[[], Coroutine[Any, Any, None]]]
+
+
+class Door(NamedTuple):
+    """Where somebody may come in. ``path`` is a UNIX socket's; ``busy`` is said to those for whom there is no place."""
+
+    listener: socket.socket
+    path: str
+    serve: Callable[[socket.socket], Awaitable[None]]
+    busy: bytes
 
 
 class Service:
-    """A running service. ``path`` is its configuration's; raises NotConfigured where that is wrong."""
+    """A service with the configuration at ``path``, which is absolute; raises NotConfigured where that is wrong."""
 
     def __init__(self, path: str) -> None:
         self._path = path
         self._metrics = Metrics()
+        self._disk: ThreadPoolExecutor | None = None
         self._running = self._load()
         limits = self._running.config.service
+        self._limits = limits
         self._gate = Gate(limits.messages, limits.bytes, self._metrics)
-        self._connections = asyncio.Semaphore(limits.connections)
-        self._tasks: set[asyncio.Task[Any]] = set()
+        # Scans have threads of their own (the loop's default ones), and so have lookups: who waits for a network must
+        # not keep disks waiting.
+        self._disk = ThreadPoolExecutor(max(16, limits.messages), "disk")
+        self._lookups = ThreadPoolExecutor(LOOKUPS, "lookup")
+        self._watchers: list[asyncio.Task[None]] = []
+        self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = asyncio.Event()
+        self._idle: set[asyncio.Timeout] = set()
 
     async def run(self) -> None:
-        """Serve until SIGTERM or SIGINT, then finish what is in work."""
+        """Serve until SIGTERM or SIGINT, then finish what is in work. Raises Deferred where it cannot listen."""
         loop = asyncio.get_running_loop()
-        # Each message in work may have one thread waiting for clamd and one for a disk.
-        workers = 2 * self._running.config.service.messages + 8
-        loop.set_default_executor(ThreadPoolExecutor(workers, "deliver"))
+        loop.set_default_executor(ThreadPoolExecutor(2 * scan_once.AT_ONCE, "scan"))
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stopping.set)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
-        service = self._running.config.service
-        doors = [_listen(f"unix:{service.socket}", 0o600)] if service.socket else []
-        letterboxes = [_listen(address, 0o666) for address in service.lmtp]
-        windows = [_listen(address, 0o600) for address in service.metrics]
-        accepting = [
-            *(asyncio.create_task(self._accept(door, self._command)) for door in doors),
-            *(asyncio.create_task(self._accept(door, self._lmtp)) for door in letterboxes),
-            *(asyncio.create_task(self._accept(door, self._tell)) for door in windows),
-        ]
+        doors = self._open_doors()
+        self._watch()
+        accepting = [asyncio.create_task(self._accept(door)) for door in doors]
         self._log(level="info", detail="ready", uid=os.geteuid())
+        if self._limits.lmtp and self._running.config.users is None:
+            self._log(level="warning", detail="LMTP answers 451 to every recipient: the table [users] is missing")
         _notify("READY=1")
         await self._stopping.wait()
         _notify("STOPPING=1")
         for task in accepting:
             task.cancel()
-        for door in (*doors, *letterboxes, *windows):
-            _close(door)
+        await asyncio.gather(*accepting, return_exceptions=True)
+        for door in doors:
+            self._close(door)
+        for limit in self._idle:
+            limit.reschedule(loop.time())
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=self._running.config.deadline)
-        self._log(level="info", detail="stopped")
+        self._log(level="info", detail=f"stopped; {len(self._tasks)} did not end in time" if self._tasks else "stopped")
 
     def _load(self) -> Running:
         settings = config.load(self._path)
-        site, watches = wiring.resident(settings, asyncio.to_thread, self._metrics)
-        return Running(settings, site, tuple(asyncio.create_task(watch()) for watch in watches))
+        site, watches = wiring.resident(settings, self._blocking, self._metrics)
+        return Running(settings, site, watches)
+
+    def _watch(self) -> None:
+        for watcher in self._watchers:
+            watcher.cancel()
+        self._watchers = [asyncio.create_task(watch()) for watch in self._running.watches]
 
     def _reload(self) -> None:
         """SIGHUP: a wrong file changes nothing. Sockets and limits stay as they are until a restart."""
-        before = self._running
         try:
             self._running = self._load()
-        except DeliverError as error:
-            self._log(level="warning", detail=f"still with the old configuration: {error.detail}")
+        except Exception as error:
+            detail = error.detail if isinstance(error, DeliverError) else repr(error)
+            self._log(level="warning", detail=f"still with the old configuration: {detail}")
             return
-        for watcher in before.watchers:
-            watcher.cancel()
+        self._watch()
         self._log(level="info", detail="configuration read again")
+
+    async def _blocking(self, function: Callable[..., Any], *given: Any) -> Any:
+        """Run what reads or writes disks. Whoever stops waiting for it does not stop it."""
+        return await asyncio.get_running_loop().run_in_executor(self._disk, function, *given)
 
     def _log(self, **record: Any) -> None:
         self._running.site.log(**record)
 
-    async def _accept(self, door: socket.socket, serve: Callable[[socket.socket], Awaitable[None]]) -> None:
+    # The doors.
+
+    def _open_doors(self) -> list[Door]:
+        busy = exits.public(_BUSY)
+        wanted = [
+            *((f"unix:{path}", 0o600, self._command, f"75\n{busy}\n.") for path in (self._limits.socket,) if path),
+            *((address, 0o666, self._lmtp, f"421 {_BUSY}\r\n") for address in self._limits.lmtp),
+            *((address, 0o600, self._tell, "HTTP/1.0 503 Busy\r\n\r\n") for address in self._limits.metrics),
+        ]
+        doors: list[Door] = []
+        try:
+            for address, mode, serve_, words in wanted:
+                listener, path = _listen(address, mode)
+                doors.append(Door(listener, path, serve_, words.encode()))
+        except BaseException:
+            for door in doors:
+                self._close(door)
+            raise
+        return doors
+
+    async def _accept(self, door: Door) -> None:
+        """Let people in. Each door has its own places, so that a crowd at one of them does not close the others."""
         loop = asyncio.get_running_loop()
+        places = asyncio.Semaphore(self._limits.connections)
         while True:
-            await self._connections.acquire()
             try:
-                connection, _ = await loop.sock_accept(door)
+                connection, _ = await loop.sock_accept(door.listener)
             except OSError as error:  # EMFILE: those in work will free descriptors
-                self._connections.release()
                 self._log(level="warning", detail=f"accept: {error}")
-                await asyncio.sleep(0.1)
+                await asyncio.sleep(1)
+                continue
+            try:
+                async with asyncio.timeout(Gate.PATIENCE):
+                    await places.acquire()
+            except TimeoutError:  # those behind it have waited, too
+                for one in (connection, *_waiting(door.listener)):
+                    with one, contextlib.suppress(OSError):
+                        one.setblocking(False)
+                        one.send(door.busy)
                 continue
             except BaseException:
-                self._connections.release()
+                connection.close()
                 raise
-            task = asyncio.create_task(self._serve(connection, serve))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._begin(connection, door).add_done_callback(lambda _task: places.release())
 
-    async def _serve(self, connection: socket.socket, serve: Callable[[socket.socket], Awaitable[None]]) -> None:
-        try:
-            connection.setblocking(False)
-            await serve(connection)
-        except OSError:
-            pass  # the peer went away; whatever it asked for has been answered to nobody
-        except Exception as error:
-            self._metrics.failed("internal")
-            self._log(level="warning", detail=f"{type(error).__name__}: {error}")
-        finally:
-            connection.close()
-            self._connections.release()
+    def _begin(self, connection: socket.socket, door: Door) -> asyncio.Task[None]:
+        task = asyncio.create_task(self._serve(connection, door.serve))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _serve(self, connection: socket.socket, serve_: Callable[[socket.socket], Awaitable[None]]) -> None:
+        with connection:
+            try:
+                connection.setblocking(False)
+                await serve_(connection)
+            except OSError:
+                pass  # the peer went away or never said anything; there is nobody to tell
+            except Exception as error:
+                self._metrics.failed("internal")
+                self._log(level="warning", detail=f"{type(error).__name__}: {error}")
+
+    def _close(self, door: Door) -> None:
+        """Whoever came before the door was closed is still served."""
+        if door.path:
+            with contextlib.suppress(OSError):
+                os.unlink(door.path)
+        for connection in _waiting(door.listener):
+            self._begin(connection, door)
+        door.listener.close()
+
+    # Behind the command's door.
 
     async def _command(self, connection: socket.socket) -> None:
         """Answer one client: "CODE LF LINE ." or a word that sends it off to do the work itself."""
+        request = await self._receive(connection)
+        reply = await self._answer(request) if request else None
+        del request  # its descriptors are the client's again before it goes on
+        answer = DECLINED + b"\n"
+        if reply:
+            line = reply.line.encode("ascii", "replace") + b"\n" if reply.line else b""
+            answer = b"%d\n%s." % (reply.code, line)
+        await asyncio.get_running_loop().sock_sendall(connection, answer)
+
+    async def _receive(self, connection: socket.socket) -> Request | None:
+        """One client's request; None where it is another user's, or not one that we know how to answer."""
         peer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
         _, uid, _ = struct.unpack("3i", peer)
         if uid not in (0, os.geteuid()):
-            return
-        async with asyncio.timeout(PATIENCE):
-            request = await _receive(connection)
-        if request is None:
-            return
-        try:
-            reply = await self._answer(request)
-        finally:
-            os.close(request.stdin)
-            os.close(request.directory)
-        loop = asyncio.get_running_loop()
-        if reply is None:
-            await loop.sock_sendall(connection, DECLINED + b"\n")
-            return
-        line = reply.line.encode("ascii", "replace") + b"\n" if reply.line else b""
-        await loop.sock_sendall(connection, b"%d\n%s." % (reply.code, line))
+            return None
+        async with asyncio.timeout(Gate.PATIENCE):
+            return await _receive(connection)
 
     async def _answer(self, request: Request) -> Reply | None:
         """The reply to a client; None where it must do the work itself."""
         running = self._running
+        environment = request.environment
         recipient = ""
+        limit = asyncio.timeout(running.config.deadline)
         try:
-            call, filter_file = maildrop.read(request.arguments)
-            if call.plain or config.find(call.config, request.environment.get("DELIVER_CONFIG", "")) != self._path:
-                return None
-            directory = _directory(request.directory)
-            if directory is None:
-                return None
-            if not maildrop.is_replaced(filter_file, running.config.maildrop.replaces, directory):
-                return None
-            maildir = maildir_of(call, request.environment, running.config.maildir, directory)
-            async with asyncio.timeout(running.config.deadline):
-                async with self._gate.work(_size(request.stdin)):
-                    source = await asyncio.to_thread(
-                        Source.read, request.stdin, lambda: wiring.spool(maildir), PATIENCE * 2
-                    )
-                    try:
-                        framing = read_framing(source.head)
-                        envelope = envelope_of(call, request.environment, framing, maildir)
-                        recipient = envelope.recipient
-                        message = Message(source, framing, envelope.return_path, wiring.forgeries(running.config))
-                        site = wiring.for_caller(running.site, request.environment)
-                        outcome = await self._deliver(site, message, envelope)
-                    finally:
-                        source.close()
-            return exits.answer(outcome, request.environment if call.stop_after_spam else {})
-        except TimeoutError:
-            return self._excuse(Deferred("the deadline", "4.4.7 Delivery took too long"), recipient)
+            async with limit:
+                call, filter_file = maildrop.read(request.arguments)
+                directory = _directory(request.directory.number)
+                if call.plain or directory is None:
+                    return None
+                path = config.find(call.config, environment.get("DELIVER_CONFIG", ""))
+                if os.path.join(directory, path) != self._path:
+                    return None
+                if not maildrop.is_replaced(filter_file, running.config.maildrop.replaces, directory):
+                    return None
+                maildir = maildir_of(call, environment, running.config.maildir, directory)
+                if _stranger(maildir):
+                    return None
+                async with self._gate.work(_size(request.stdin.number)) as place:
+                    source = await self._read(request.stdin, maildir)
+                    place.grow(source.size)
+                    framing = read_framing(source.head)
+                    envelope = envelope_of(call, environment, framing, maildir)
+                    recipient = envelope.recipient
+                    message = await self._message(running, source, framing, envelope.return_path)
+                    outcome = await self._deliver(wiring.for_caller(running.site, environment), message, envelope)
+            return exits.answer(outcome, environment if call.stop_after_spam else {})
         except Exception as error:
-            return self._excuse(error, recipient)
+            return self._excuse(_TOO_LATE if limit.expired() else error, recipient)
+
+    async def _read(self, stdin: Descriptor, maildir: str) -> Source:
+        """A client's standard input: a file in place, anything else to its end, without a thread that it could hold."""
+        if _is_file(stdin.number):
+            return await self._blocking(_in_place, stdin)  # type: ignore[no-any-return]
+        source = Source()
+        try:
+            while True:
+                await _readable(stdin.number)
+                try:
+                    chunk = os.read(stdin.number, CHUNK)
+                except BlockingIOError:  # somebody else read it
+                    continue
+                if not chunk:
+                    return source
+                await add(source, chunk, [maildir], self._blocking)
+        except OSError as error:
+            raise Deferred(f"cannot read the message: {error}", "4.3.0 Unable to read message") from error
+
+    # Behind LMTP's.
+
+    async def _lmtp(self, connection: socket.socket) -> None:
+        await Letterbox(connection, self._desk, self._stopping, self._idle).converse()
+
+    def _desk(self) -> Desk:
+        running = self._running
+
+        async def look_up(address: str) -> users.Found | None:
+            if running.config.users is None:
+                raise Deferred("LMTP needs the table [users]", "4.3.5 Mail filter is not configured")
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._lookups, users.look_up, running.config.users, address)
+
+        async def deliver_all(incoming: Incoming) -> Sequence[Reply]:
+            limit = asyncio.timeout(running.config.deadline)
+            try:
+                async with limit, self._gate.work(incoming.source.size):
+                    message = await self._message(running, incoming.source, incoming.framing, incoming.return_path)
+                    return await asyncio.gather(*(one(message, envelope) for envelope in incoming.envelopes))
+            except Exception as error:
+                reply = self._excuse(_TOO_LATE if limit.expired() else error, incoming.envelopes[0].recipient)
+                return [reply] * len(incoming.envelopes)
+
+        async def one(message: Message, envelope: Envelope) -> Reply:
+            limit = asyncio.timeout(running.config.deadline)
+            try:
+                async with limit:
+                    if _stranger(envelope.maildir):
+                        words = f"{envelope.maildir} is another user's: a service of root's delivers root's mail alone"
+                        raise Deferred(words, "4.3.5 Mail filter is not configured")
+                    return (await self._deliver(running.site, message, envelope)).reply
+            except Exception as error:
+                return self._excuse(_TOO_LATE if limit.expired() else error, envelope.recipient)
+
+        return Desk(running.config, look_up, deliver_all, self._excuse, self._blocking)
+
+    # Behind both.
+
+    async def _message(self, running: Running, source: Source, framing: Framing, return_path: bytes) -> Message:
+        """The message in ``source``, with its digest reckoned where scans will be kept by it."""
+        kept = [one.max_size for one in running.site.scanners if isinstance(one, scan_once.ScanOnce)]
+
+        def make() -> Message:
+            message = Message(source, framing, return_path, wiring.forgeries(running.config))
+            if message.size <= max(kept, default=0):
+                message.digest()
+            return message
+
+        if source.size <= IN_MEMORY:
+            return make()
+        return await self._blocking(make)  # type: ignore[no-any-return]
 
     async def _deliver(self, site: Site, message: Message, envelope: Envelope) -> Outcome:
         with self._metrics.in_work():
@@ -250,93 +435,91 @@ class Service:
         """The reply for a delivery that failed, and its log line."""
         reply = exits.from_error(error)
         self._metrics.failed(reply.line.partition(" ")[0])
-        known = isinstance(error, DeliverError)
         detail = (error.detail or error.line) if isinstance(error, DeliverError) else f"{type(error).__name__}: {error}"
-        level = "warning" if known or reply.code else "info"
-        self._log(level=level, recipient=recipient, exit=reply.code, detail=detail)
+        self._log(level="warning", recipient=recipient, exit=reply.code, detail=detail)
         return reply
-
-    async def _lmtp(self, connection: socket.socket) -> None:
-        running = self._running
-
-        async def one(message: Message, envelope: Envelope) -> Reply:
-            try:
-                async with asyncio.timeout(running.config.deadline):
-                    return (await self._deliver(running.site, message, envelope)).reply
-            except TimeoutError:
-                return self._excuse(Deferred("the deadline", "4.4.7 Delivery took too long"), envelope.recipient)
-            except Exception as error:
-                return self._excuse(error, envelope.recipient)
-
-        await Letterbox(running.config, self._gate, one, self._stopping).converse(connection)
 
     async def _tell(self, connection: socket.socket) -> None:
         """GET /metrics in Prometheus' text format, GET /health; one request a connection."""
         loop = asyncio.get_running_loop()
-        async with asyncio.timeout(PATIENCE):
-            asked = (await loop.sock_recv(connection, 4096)).split(b" ", 2)
-        if len(asked) < 2 or asked[0] != b"GET" or asked[1] not in (b"/metrics", b"/health"):
-            head, body = b"404 Not Found", b"/metrics or /health\n"
-        elif asked[1] == b"/health":
-            head, body = b"200 OK", b"ok\n"
-        else:
-            head, body = b"200 OK", self._metrics.text(self._running.site.scanners).encode()
-        answer = b"HTTP/1.0 %s\r\nContent-Type: text/plain; version=0.0.4\r\nContent-Length: %d\r\n\r\n%s"
-        await loop.sock_sendall(connection, answer % (head, len(body), body))
+        asked = b""
+        async with asyncio.timeout(Gate.PATIENCE):
+            while b"\r\n\r\n" not in asked and len(asked) < _GET_CAP:
+                block = await loop.sock_recv(connection, _GET_CAP)
+                if not block:
+                    break
+                asked += block
+        match asked.split(b" ", 2)[:2]:
+            case [b"GET", b"/metrics"]:
+                status, body = "200 OK", self._metrics.text(self._running.site.scanners)
+            case [b"GET", b"/health"]:
+                status, body = "200 OK", "ok\n"
+            case _:
+                status, body = "404 Not Found", "/metrics or /health\n"
+        head = f"HTTP/1.0 {status}\r\nContent-Type: text/plain; version=0.0.4\r\nContent-Length: {len(body)}\r\n\r\n"
+        await loop.sock_sendall(connection, (head + body).encode())
 
 
 async def _receive(connection: socket.socket) -> Request | None:
-    """One client's request; None where it is not one."""
-    loop = asyncio.get_running_loop()
+    """One client's request (client.py writes it); None where it is not one, which is for the client to know."""
     payload = bytearray()
-    descriptors: list[int] = []
-    try:
-        while len(payload) < 4 or len(payload) < 4 + int.from_bytes(payload[:4], "big"):
-            if len(payload) > REQUEST_CAP:
-                raise ValueError("the request is too large")
-            try:
-                block, found, _, _ = socket.recv_fds(connection, 65536, 2)
-            except BlockingIOError:
-                await _readable(loop, connection)
-                continue
-            descriptors += found
-            if not block:
-                raise ValueError("the request is cut")
-            payload += block
-        words = bytes(payload[4:]).split(b"\0")
-        count = int(words[1])
-        if words[0] != VERSION or len(descriptors) != 2 or count < 0:
-            raise ValueError("not a request of this version")
-        given = [word.decode("utf-8", "surrogateescape") for word in words[2 : 2 + count]]
-        pairs = [word.partition(b"=") for word in words[2 + count :]]
-        environment = {
-            name.decode(): value.decode("utf-8", "surrogateescape") for name, _, value in pairs if name in NAMES
-        }
-    except (ValueError, IndexError):
-        for fd in descriptors:
-            os.close(fd)
+    descriptors: list[Descriptor] = []
+    while len(payload) < 4 or len(payload) < 4 + int.from_bytes(payload[:4], "big"):
+        if len(payload) > REQUEST_CAP:
+            return None
+        try:
+            block, found, _, _ = socket.recv_fds(connection, 65536, 2, socket.MSG_CMSG_CLOEXEC)
+        except BlockingIOError:
+            await _readable(connection.fileno())
+            continue
+        descriptors += map(Descriptor, found)
+        if not block or len(descriptors) > 2:
+            return None
+        payload += block
+    version, *words = bytes(payload[4:]).split(b"\0")
+    # Without both descriptors: we have reached our limit of them.
+    if version != VERSION or len(descriptors) != 2 or not words or not words[0].isdigit():
         return None
-    except BaseException:
-        for fd in descriptors:
-            os.close(fd)
-        raise
-    for fd in descriptors:
-        os.set_inheritable(fd, False)
+    count = 1 + int(words[0])
+    given = [word.decode("utf-8", "surrogateescape") for word in words[1:count]]
+    pairs = [word.partition(b"=") for word in words[count:]]
+    environment = {name.decode(): value.decode("utf-8", "surrogateescape") for name, _, value in pairs if name in NAMES}
     return Request(given, environment, *descriptors)
 
 
-async def _readable(loop: asyncio.AbstractEventLoop, connection: socket.socket) -> None:
+async def _readable(fd: int) -> None:
+    """Wait until there is something to read; not for what one never has to wait for, such as /dev/null (epoll_ctl(2),
+    EPERM).
+    """
+    loop = asyncio.get_running_loop()
     ready = loop.create_future()
-
-    def wake() -> None:
-        if not ready.done():
-            ready.set_result(None)
-
-    loop.add_reader(connection, wake)
+    try:
+        loop.add_reader(fd, lambda: None if ready.done() else ready.set_result(None))
+    except PermissionError:
+        return
     try:
         await ready
     finally:
-        loop.remove_reader(connection)
+        loop.remove_reader(fd)
+
+
+def _in_place(stdin: Descriptor) -> Source:
+    source = Source.read(stdin.number, _no_spool)
+    weakref.finalize(source, stdin.stay)
+    return source
+
+
+def _no_spool() -> int:
+    raise Deferred("a file needs no spool")
+
+
+def _is_file(fd: int) -> bool:
+    return stat.S_ISREG(os.fstat(fd).st_mode)
+
+
+def _size(fd: int) -> int:
+    """Bytes of a message in a file; of one in a pipe nobody knows."""
+    return os.fstat(fd).st_size if _is_file(fd) else 0
 
 
 def _directory(fd: int) -> str | None:
@@ -349,52 +532,71 @@ def _directory(fd: int) -> str | None:
     return path if (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino) else None
 
 
-def _size(fd: int) -> int:
-    """Bytes of a message in a file; of one in a pipe nobody knows, and it does not stay in memory."""
+def _stranger(maildir: str) -> bool:
+    """Whether we are root and the Maildir is not root's.
+
+    The owner could not read what root writes; and root would follow what the owner made to where root alone may go.
+    """
+    if os.geteuid() != 0:
+        return False
     try:
-        state = os.fstat(fd)
+        return os.stat(maildir).st_uid != 0
     except OSError:
-        return 0
-    return state.st_size if stat.S_ISREG(state.st_mode) else 0
+        return False  # the delivery will say what is wrong
 
 
-def _listen(address: str, mode: int) -> socket.socket:
-    """Listen at "unix:/path" or "tcp:host:port"; a socket that nobody listens at is replaced. Raises Deferred."""
+def _waiting(listener: socket.socket) -> Iterator[socket.socket]:
+    """The connections that nobody has accepted yet."""
+    with contextlib.suppress(OSError):
+        while True:
+            yield listener.accept()[0]
+
+
+def _listen(address: str, mode: int) -> tuple[socket.socket, str]:
+    """Listen at "unix:/path" or "tcp:host:port"; returns the path, "" for TCP. Raises Deferred with what to do.
+
+    A socket that nobody listens at is replaced.
+    """
+    path = address.removeprefix("unix:") if address.startswith("unix:") else ""
     try:
-        if address.startswith("unix:"):
-            return _listen_unix(address.removeprefix("unix:"), mode)
+        if path:
+            return _listen_unix(path, mode), path
         host, _, port = address.removeprefix("tcp:").rpartition(":")
-        return socket.create_server(
-            (host.strip("[]"), int(port)), family=socket.AF_INET6 if ":" in host else socket.AF_INET
-        )
+        host = host.strip("[]")
+        door = socket.create_server((host, int(port)), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except (OSError, ValueError) as error:
-        raise Deferred(f"cannot listen at {address}: {error}", "4.3.5 Mail filter is not configured") from error
+        directory, uid = os.path.dirname(path), os.geteuid()
+        advice = ""
+        if isinstance(error, FileNotFoundError):
+            advice = f"; make the directory {directory} first, for uid {uid}"
+        elif isinstance(error, PermissionError) and path:
+            advice = f"; uid {uid} must be able to write to {directory}"
+        elif isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+            advice = "; it is taken by something else: choose another, or remove that"
+        raise Deferred(f"[service]: cannot listen at {address}: {error}{advice}") from error
+    door.setblocking(False)
+    return door, ""
 
 
 def _listen_unix(path: str, mode: int) -> socket.socket:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe, contextlib.suppress(OSError):
-        probe.connect(path)
-        raise Deferred(f"{path}: somebody is listening there already")
     with contextlib.suppress(FileNotFoundError):
         if stat.S_ISSOCK(os.lstat(path).st_mode):
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+                probe.setblocking(False)
+                listens = probe.connect_ex(path) in (0, errno.EAGAIN, errno.EACCES)
+            if listens:
+                raise Deferred(f"[service]: somebody is listening at {path} already: is the service running?")
             os.unlink(path)
     door = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    before = os.umask(0o777 & ~mode)
     try:
+        door.setblocking(False)
         door.bind(path)
-    finally:
-        os.umask(before)
-    door.listen(1024)
-    door.setblocking(False)
+        door.listen(1024)
+        os.chmod(path, mode)
+    except BaseException:
+        door.close()
+        raise
     return door
-
-
-def _close(door: socket.socket) -> None:
-    name = door.getsockname()
-    door.close()
-    if isinstance(name, str) and name:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
 
 
 def _notify(state: str) -> None:
@@ -412,13 +614,14 @@ def serve(path: str) -> int:
     os.umask(0o077)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-
-    async def run() -> None:
-        await Service(path).run()
-
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
     try:
-        asyncio.run(run())
+        loop.run_until_complete(Service(os.path.abspath(path)).run())
     except DeliverError as error:
         print(error.detail, file=sys.stderr)  # noqa: T201 - there is no log yet where the configuration is wrong
         return 1
-    return 0
+    # Without waiting for threads: whoever asked for what they still do has been told to try again.
+    os._exit(0)

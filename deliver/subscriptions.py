@@ -21,6 +21,7 @@ _LOCK = "subscriptions.lock"
 _DOVECOT_2 = b"V\t2\n\n"
 _LARGEST = 1 << 20  # bytes; a list of that length was not made by an IMAP server
 _LOCK_WAIT = 5.0  # seconds; Dovecot itself would wait for 120
+_SETTLED = 0.05  # seconds; imapd takes some 0.2 ms from reading the list to renaming it
 _TRIES = 3
 _SAFELY = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
@@ -63,6 +64,8 @@ def _update_courier(maildir_fd: int, folder: str) -> None:
         if new is None:
             return
         _replace_courier(maildir_fd, old, new)
+        if old:
+            time.sleep(_SETTLED)  # an imapd that had read the old list by then puts its own over ours until here
     now = _read(maildir_fd, COURIER)
     if now is None or line not in now.data.split(b"\n"):
         raise BlockingIOError(errno.EAGAIN, "is being changed by others all the time")

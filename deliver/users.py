@@ -1,6 +1,9 @@
 """Whose Maildir is it: the user lookup of LMTP. "Nobody" is said only where it is certain."""
 
+import errno
 import os
+import re
+import stat
 import subprocess
 from typing import NamedTuple
 
@@ -11,6 +14,9 @@ from deliver.errors import Deferred
 TIMEOUT = 20.0
 """Seconds for a lookup command; vuserinfo answers in milliseconds, a database that is down does not."""
 
+_CANDIDATES = 10  # names tried for one address
+_EX_NOUSER = 67  # sysexits.h
+
 
 class Found(NamedTuple):
     """A user's Maildir (absolute) and what of the address is an extension."""
@@ -19,57 +25,62 @@ class Found(NamedTuple):
     extension: str
 
 
+class CannotTell(Deferred):
+    """The lookup failed, so nobody knows whether there is such a user."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail, "4.3.0 Cannot look up the user")
+
+
 def look_up(users: Users, address: str) -> Found | None:
-    """The Maildir for ``local@domain``; None where there is nobody of that name. Raises Deferred where nobody can tell.
+    """The Maildir for ``local@domain``; None where there is nobody of that name. Raises CannotTell.
 
     The whole local part is tried first, then what stands before each "+" and "-", the longest first (dot-qmail(5)).
+    Case does not count, as in vpopmail and qmail. ``address`` has no "/", no leading dot and no control characters in
+    either part.
     """
     local, _, domain = address.rpartition("@")
-    for user in _candidates(local):
-        maildir = _maildir(users, user, domain.lower(), address)
-        if maildir:
-            return Found(maildir, extension_of(local[len(user) :]) if user != local.lower() else "")
+    for end in _ends(local):
+        if maildir := _maildir(users, local[:end].lower(), domain.lower()):
+            return Found(maildir, extension_of(local[end:]))
     return None
 
 
-def _candidates(local: str) -> list[str]:
-    lower = local.lower()
-    ends = [index for index, character in enumerate(lower) if character in "+-" and index]
-    return [lower, *(lower[:end] for end in reversed(ends))][:10]
+def _ends(local: str) -> list[int]:
+    """Where a user's name may end in a local part."""
+    separators = [index for index, character in enumerate(local) if character in "+-" and index]
+    return [len(local), *reversed(separators)][:_CANDIDATES]
 
 
-def _maildir(users: Users, user: str, domain: str, address: str) -> str:
+def _maildir(users: Users, user: str, domain: str) -> str:
     if users.passwd:
         return _from_passwd(user)
     if users.command:
-        return _from_command(users.command, user, domain, address)
-    return _from_template(users.maildir, user, domain)
+        return _from_command(users.command, user, domain)
+    if users.maildir:
+        return _from_template(users.maildir, user, domain)
+    raise CannotTell("[users] has none of the keys maildir, command and passwd")
 
 
 def _from_template(template: str, user: str, domain: str) -> str:
     """The directory that would hold the user is there and the user's is not: nobody. All else is a failure."""
-    holder, own = _parts(template, user, domain)
-    maildir = template.replace("{user}", user).replace("{domain}", domain)
+    own = template
+    if name := re.search(r"\{user\}[^/]*", template):
+        own = template[: name.end()]
+    own = _filled(own, user, domain)
+    holder = os.path.dirname(own)
     try:
-        os.stat(own)
+        if not stat.S_ISDIR(os.stat(own).st_mode):  # vpasswd beside the users
+            return ""
     except FileNotFoundError:
         if os.path.isdir(holder):
             return ""
-        raise Deferred(f"{holder} is not there", "4.3.0 Cannot look up the user") from None
+        raise CannotTell(f"[users] maildir: {holder} is not there") from None
     except OSError as error:
-        raise Deferred(f"{own}: {error.strerror}", "4.3.0 Cannot look up the user") from error
-    return maildir
-
-
-def _parts(template: str, user: str, domain: str) -> tuple[str, str]:
-    """The directory that holds all users, and this user's own."""
-    kept: list[str] = []
-    for part in template.split("/"):
-        kept.append(part)
-        if "{user}" in part:
-            break
-    own = "/".join(kept).replace("{user}", user).replace("{domain}", domain)
-    return os.path.dirname(own), own
+        if error.errno == errno.ENAMETOOLONG:  # no directory can have this name
+            return ""
+        raise CannotTell(f"[users] maildir: {own}: {error.strerror}") from error
+    return _filled(template, user, domain)
 
 
 def _from_passwd(user: str) -> str:
@@ -78,29 +89,57 @@ def _from_passwd(user: str) -> str:
     try:
         entry = pwd.getpwnam(user)
     except KeyError:
+        if trouble := _name_service_trouble(user):
+            raise CannotTell(f"[users] passwd: {trouble}") from None
         return ""
     return os.path.join(entry.pw_dir, "Maildir") if entry.pw_uid else ""
 
 
-def _from_command(command: tuple[str, ...], user: str, domain: str, address: str) -> str:
-    """The home that a command prints, above its Maildir. Nobody: "no such user" (vuserinfo), or nothing and 1 or 67."""
-    values = {"{user}": user, "{domain}": domain, "{recipient}": f"{user}@{domain}", "{address}": address}
-    argv = [_filled(part, values) for part in command]
+def _name_service_trouble(user: str) -> str:
+    """Why the system cannot say whether there is this user, "" if it can: Python's pwd keeps that to itself.
+
+    getpwnam_r(3) gives 0 without an entry where there is none, and an error where a directory service is down.
+    """
+    import ctypes
+
+    entry, buffer = ctypes.create_string_buffer(1024), ctypes.create_string_buffer(64 * 1024)
+    result = ctypes.c_void_p()
+    code: int = ctypes.CDLL(None).getpwnam_r(
+        os.fsencode(user), entry, buffer, ctypes.c_size_t(len(buffer)), ctypes.byref(result)
+    )
+    return os.strerror(code) if code else ""
+
+
+def _from_command(command: tuple[str, ...], user: str, domain: str) -> str:
+    """The home that a command prints, above its Maildir. Nobody: it says "no such user" (vuserinfo), or ends with 67.
+
+    A bare 1 means nothing: so does every script end whose database is down.
+    """
+    if user.startswith("-"):  # no name of an account, but it could be an option of the command's
+        return ""
+    argv = [_filled(part, user, domain) for part in command]
     try:
         done = subprocess.run(
-            argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=TIMEOUT, check=False, text=True
+            argv,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=TIMEOUT,
+            check=False,
+            encoding="utf-8",
+            errors="surrogateescape",
         )
     except (OSError, subprocess.SubprocessError) as error:
-        raise Deferred(f"[users] command: {error}", "4.3.0 Cannot look up the user") from error
+        raise CannotTell(f"[users] command: {error}") from error
     home = done.stdout.strip()
     if done.returncode == 0 and home.startswith("/") and "\n" not in home:
         return os.path.join(home, "Maildir")
-    if "no such user" in home.lower() or (done.returncode in (1, 67) and not home):
+    if done.returncode == _EX_NOUSER or "no such user" in f"{done.stdout}{done.stderr}".lower():
         return ""
-    raise Deferred(f"[users] command: exit {done.returncode}, printed {home!r}", "4.3.0 Cannot look up the user")
+    said = f"{home} {done.stderr.strip()}".strip()[:200]
+    raise CannotTell(f"[users] command: {argv[0]} ended with {done.returncode} and said {said!r}")
 
 
-def _filled(part: str, values: dict[str, str]) -> str:
-    for name, value in values.items():
-        part = part.replace(name, value)
-    return part
+def _filled(text: str, user: str, domain: str) -> str:
+    """``text`` with its placeholders filled, all at once: a user may be called "{domain}"."""
+    values = {"{user}": user, "{domain}": domain, "{recipient}": f"{user}@{domain}"}
+    return re.sub(r"\{(?:user|domain|recipient)\}", lambda found: values[found[0]], text)

@@ -64,17 +64,44 @@ class Verb(enum.Enum):
     FILE = "file"  # into the folder `target`
     QUARANTINE = "quarantine"
     FORWARD = "forward"  # to the address `target`
+    PIPE = "pipe"  # to the program that the site calls `target`
     DISCARD = "discard"
     BOUNCE = "bounce"  # `text` is what the sender reads
     DEFER = "defer"  # `text` is what the MTA logs
 
 
 class Action(NamedTuple):
-    """One thing to do: ``target`` is a folder or an address, ``text`` a public sentence with its status code."""
+    """One thing to do: ``target`` is a folder, an address or a program's name, ``text`` a public sentence with its
+    status code.
+    """
 
     verb: Verb
     target: str = ""
     text: str = ""
+
+
+class Edits(NamedTuple):
+    """What changes in the message's own header where it is stored or sent on.
+
+    Fields of the names ``removed`` (lower case) go, whole lines; ``tag`` is put before the subject.
+    """
+
+    removed: frozenset[bytes] = frozenset()
+    tag: str = ""
+
+
+class Answer(NamedTuple):
+    """An automatic reply (RFC 3834) to ``address``, at most once in ``every`` seconds for the same ``key``.
+
+    ``recipient`` is in whose name; ``subject`` and ``text`` are ready to be read.
+    """
+
+    address: str
+    recipient: str
+    subject: str
+    text: str
+    key: str
+    every: float
 
 
 class Plan(NamedTuple):
@@ -82,7 +109,10 @@ class Plan(NamedTuple):
 
     ``actions`` are done all or none. ``reason`` explains them to the mailbox's owner in one clause. ``flags`` are
     Maildir info letters in ASCII order (maildir(5)); ``headers`` are the lines that rules add. ``spam`` is the final
-    decision, after the rules, and ``score`` the final score.
+    decision, after the rules, and ``score`` the final score. ``edits`` change the header of what is stored or sent on.
+    ``keywords`` are further info letters, folder by folder; the folders ``unsubscribed`` are not subscribed where they
+    are made. ``answer`` goes out once the rest is done; ``notes`` are for the log. ``remember`` is the Message-ID by
+    which a second copy will be known, to be noted once the message is where it belongs; "" for none.
     """
 
     actions: tuple[Action, ...]
@@ -91,6 +121,12 @@ class Plan(NamedTuple):
     headers: bytes = b""
     spam: bool = False
     score: float | None = None
+    edits: Edits = Edits()
+    keywords: tuple[tuple[str, str], ...] = ()
+    unsubscribed: frozenset[str] = frozenset()
+    answer: Answer | None = None
+    notes: tuple[str, ...] = ()
+    remember: str = ""
 
 
 class Reply(NamedTuple):

@@ -4,27 +4,44 @@ The only room that knows every adapter; each is imported when the configuration 
 what a delivery costs.
 """
 
+import contextlib
+import functools
 import os
 import re
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from deliver import log
 from deliver.actions import Injector
-from deliver.config import Config, Personal, personal
+from deliver.config import (
+    Command,
+    Config,
+    Icap,
+    Personal,
+    Rspamd,
+    Spam,
+    SpamScanner,
+    VirusScanner,
+    personal,
+    settings_of,
+)
 from deliver.errors import Deferred
+from deliver.layers import Reader, layers, together
 from deliver.message import Forgeries
 from deliver.pipeline import Mailbox, Site
+from deliver.rules.model import Outside, Signature
 from deliver.scan import Scanner
 from deliver.units import Limit, parse_limit
-from deliver.values import INBOX, Envelope
+from deliver.values import INBOX, Answer, Content, Envelope, Finding
 from quarantine.store import Archive, Store
 
 if TYPE_CHECKING:
+    from deliver.lists import Lists
     from deliver.metrics import Metrics
 
-Reader = Callable[[str, Config, int], Personal]
+PROGRAM_TIMEOUT = 120.0
+"""Seconds for a program that a rule gives a message to; then it is killed and the mail server tries again."""
 
 COMMAND_TIMEOUT = 20.0
 """Seconds for [quota] command; vuserinfo answers in milliseconds, a database that is down does not."""
@@ -43,9 +60,12 @@ def site(config: Config, *, blocking: Callable[..., Awaitable[Any]], read: Reade
         mailbox=lambda envelope: _mailbox(config, envelope, write),
         quarantine=lambda envelope: quarantine(config, envelope),
         injector=lambda: _injector(config, {}),
+        program=lambda name, envelope, chunks: _program(config, name, envelope, chunks),
         blocking=blocking,
         log=write,
         now=time.time,
+        outside=outside(config),
+        remember=_remember,
     )
 
 
@@ -65,12 +85,12 @@ def resident(
     watches = []
     shared: list[Scanner] = []
     for scanner in one.scanners:
-        settings = config.clamd if scanner.name == "clamd" else config.spamd
+        settings = settings_of(config, scanner.name)
         if settings is None:  # a verdict read from a header line costs nothing
             shared.append(scanner)
             continue
-        version = Version(settings.address, scanner.version if isinstance(scanner, Clamd) else None)
-        per_user = config.spamd is settings and "{recipient}" in config.spamd.user
+        version = Version(getattr(settings, "address", ()), scanner.version if isinstance(scanner, Clamd) else None)
+        per_user = isinstance(settings, SpamScanner) and "{recipient}" in settings.user
         shared.append(ScanOnce(metrics.measured(scanner), per_user=per_user, identity=version))
         watches.append(version.watch)
     return one._replace(scanners=tuple(shared)), watches
@@ -84,23 +104,24 @@ class PersonalFiles:
     """Seconds in which a file may change once more without its times telling (the kernel's clock ticks in ms)."""
 
     def __init__(self) -> None:
-        self._kept: dict[str, tuple[tuple[int, ...], Personal]] = {}
+        self._kept: dict[tuple[str, Spam], tuple[tuple[int, ...], Personal]] = {}
 
-    def read(self, path: str, config: Config, uid: int) -> Personal:
+    def read(self, path: str, config: Config, uid: int, domain: bool = False) -> Personal:
         """See config.personal."""
         try:
             state = os.stat(path, follow_symlinks=False)
         except OSError:
-            return personal(path, config, uid)
+            return personal(path, config, uid, domain)
         identity = (state.st_dev, state.st_ino, state.st_mtime_ns, state.st_ctime_ns, state.st_size, state.st_mode)
-        kept = self._kept.get(path)
+        name = (path, config.spam)  # a domain's settings hold where the owner's file says nothing
+        kept = self._kept.get(name)
         if kept is not None and kept[0] == identity:
             return kept[1]
-        own = personal(path, config, uid)
+        own = personal(path, config, uid, domain)
         if time.time() - state.st_ctime > self.FRESH:
             if len(self._kept) >= self.KEPT:
                 self._kept.clear()
-            self._kept[path] = (identity, own)
+            self._kept[name] = (identity, own)
         return own
 
 
@@ -114,6 +135,51 @@ def _injector(config: Config, environment: Mapping[str, str]) -> Injector:
     return Forwarder(qmail=qmail, path=environment.get("PATH", ""), rewrite=rewrite, sender=sender)
 
 
+def _program(config: Config, name: str, envelope: Envelope, chunks: Iterable[bytes]) -> int:
+    from deliver import programs
+
+    return programs.run(config.programs[name], chunks, PROGRAM_TIMEOUT, programs.environment(envelope))
+
+
+def outside(config: Config) -> Callable[[Envelope], Outside]:
+    """What conditions may ask beyond the message, for each recipient; lists are kept from one delivery to the next."""
+
+    @functools.cache
+    def lists() -> "Lists":
+        from deliver.lists import Lists
+
+        return Lists(config.lists)
+
+    trusted = frozenset(name.lower() for name in config.authentication.trusted)
+
+    def signatures(content: Content) -> tuple[Signature, ...]:
+        from deliver import signatures as dkim
+
+        return dkim.verify(content, config.dkim.timeout, config.dkim.max_size)
+
+    def last_seen(maildir: str, message_id: str) -> float | None:
+        from deliver.seen import Seen
+
+        return Seen(maildir).last(message_id)
+
+    def for_recipient(envelope: Envelope) -> Outside:
+        beside = os.path.dirname(os.path.normpath(envelope.maildir))
+        return Outside(
+            addresses=lambda name: lists().entries(name, beside, os.geteuid()),
+            signatures=signatures,
+            last_seen=lambda message_id: last_seen(envelope.maildir, message_id),
+            trusted=trusted,
+        )
+
+    return for_recipient
+
+
+def _remember(envelope: Envelope, message_id: str, now: float) -> None:
+    from deliver.seen import Seen
+
+    Seen(envelope.maildir).remember(message_id, now)
+
+
 def scanners(config: Config) -> tuple[Scanner, ...]:
     """The scanners that the configuration names."""
     found: list[Scanner] = []
@@ -125,19 +191,41 @@ def scanners(config: Config) -> tuple[Scanner, ...]:
         from deliver.scanners.spamd import Spamd
 
         found.append(Spamd(config.spamd.address, config.spamd.max_size, config.spamd.timeout, config.spamd.user))
-    elif config.spam.trust_header:
+    found += map(_scanner, config.scanners)
+    if config.spam.trust_header and not any(isinstance(settings_of(config, one.name), SpamScanner) for one in found):
         from deliver.scanners.trusted import TrustedHeader
 
         found.append(TrustedHeader(config.spam.trust_header))
     return tuple(found)
 
 
+def _scanner(one: Command | Icap | Rspamd) -> Scanner:
+    """A [[scanner]] of the configuration."""
+    if isinstance(one, Icap):
+        from deliver.scanners import icap
+
+        where = icap.Service(one.service, one.method, one.preview)
+        return icap.Icap(one.name, one.address, one.max_size, one.timeout, where)
+    if isinstance(one, Rspamd):
+        from deliver.scanners import rspamd
+
+        keys = {"user": one.user, "soft_reject": one.soft_reject}
+        return rspamd.Rspamd(one.name, one.address, one.max_size, one.timeout, **keys)
+    from deliver.scanners import command
+
+    known = command.PRESETS.get(one.preset, command.Preset((), {}, ""))
+    codes = {**known.codes, **{int(code): Finding(said) for code, said in one.codes.items()}}
+    argv, pattern = one.command or known.command, one.pattern or known.pattern
+    return command.Command(one.name, argv, codes, pattern, one.max_size, one.timeout)
+
+
 def forgeries(config: Config) -> Forgeries:
     """The header fields that only we may write."""
+    configured = (config.clamd, config.spamd, *config.scanners)
     names = {b"x-filter-error"}
-    if config.clamd is not None:
+    if any(isinstance(one, VirusScanner) for one in configured):
         names.add(b"x-virus-status")
-    prefixes = (b"x-spam-",) if config.spamd is not None else ()
+    prefixes = (b"x-spam-",) if any(isinstance(one, SpamScanner) for one in configured) else ()
     name = config.authentication.name.replace("{hostname}", os.uname().nodename)
     return Forgeries(frozenset(names), prefixes, name.encode("ascii", "replace"))
 
@@ -207,16 +295,43 @@ def full(maildir: str, sizes: list[tuple[str, int]]) -> str:
         os.close(fd)
 
 
+def keywords(maildir: str, folder: str) -> dict[str, str]:
+    """What Mailbox.keywords would say, for a Maildir that is only looked at; raises OSError."""
+    from deliver import keywords as known
+
+    with _looked_at(maildir) as fd:
+        return known.letters(fd, "" if folder == INBOX else folder)
+
+
+def answered(maildir: str, answer: Answer, now: float) -> str:
+    """What Mailbox.answered would say, for a Maildir that is only looked at; raises OSError."""
+    from deliver import answered as replies
+
+    with _looked_at(maildir) as fd:
+        return replies.why_not(fd, answer.key, answer.every, now)
+
+
+def may_grow(maildir: str) -> bool:
+    """What Mailbox.may_grow would say, for a Maildir that is only looked at; raises OSError."""
+    from deliver import mailbox
+
+    with _looked_at(maildir) as fd:
+        return mailbox.may_grow(fd)
+
+
+@contextlib.contextmanager
+def _looked_at(maildir: str) -> Iterator[int]:
+    fd = os.open(maildir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
 def _personal(config: Config, envelope: Envelope, write: log.Log, read: Reader) -> Personal:
-    if not config.user_rules:
-        return Personal()
-    own = read(
-        os.path.join(os.path.dirname(os.path.normpath(envelope.maildir)), config.user_rules), config, os.geteuid()
-    )
+    own = together(config, layers(config, envelope.recipient, envelope.maildir, read, os.geteuid()))
     if own.error:
-        words = f"{os.path.basename(config.user_rules)}: {own.error}; the site's rules alone were applied"
-        write(level="warning", recipient=envelope.recipient, detail=words)
-        return own._replace(error=words)
+        write(level="warning", recipient=envelope.recipient, detail=own.error)
     return own
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import report
 import servers
 
 
@@ -26,3 +27,10 @@ def spamd_server() -> Iterator[servers.Server]:
     """A real spamd that knows GTUBE, for all tests together."""
     with servers.scratch() as directory, servers.spamd(directory) as server:
         yield server
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The figures that tests have said (report.py)."""
+    if report.said():
+        terminalreporter.section("figures")
+        terminalreporter.write_line("\n".join(report.said()))

@@ -200,7 +200,6 @@ class Home:
 
         ``stdin`` is "file" (qmail-local) or "pipe" (preline); ``sigchld`` "default", "blocked" or "ignored".
         """
-
         if self.socket is not None:
             self.serve()
 

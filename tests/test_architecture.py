@@ -23,20 +23,24 @@ class Room(NamedTuple):
 
 ROOMS = {
     # What passes through a delivery, and words and numbers for it. The standard library alone.
-    "values": Room("__init__ values errors units exits headers header_lines message rules.__init__ rules.model", ""),
+    "values": Room("__init__ values errors units exits headers header_lines message rules.__init__ rules.model rules.placeholders", ""),
+    # What is in a message, read within bounds when a rule asks.
+    "content": Room("mime bodies attachments archives filetypes bounces authentication", "values"),
     # The life of a message. Its collaborators arrive as values, so that tests can build them.
-    "story": Room("pipeline scan policy actions rules.evaluate rules.conditions", "values"),
+    "story": Room("pipeline scan policy actions reply rules.evaluate rules.conditions rules.matching rules.moments", "values content"),
     # The outside world: scanners, disk, the MTA's queue.
     "scanners": Room("scanners.*", "values"),
-    "adapters": Room("maildir mailbox quota subscriptions forward", "values"),
+    "adapters": Room("maildir mailbox quota subscriptions answered keywords forward programs lists seen signatures", "values"),
     # From files, the environment and the network to values, and back.
-    "reading": Room("config arguments maildrop envelope positions rules.load log lmtp", "values"),
+    "reading": Room("config layers arguments maildrop envelope positions rules.load rules.doubts log lmtp", "values"),
     # What only a process that stays needs: scans shared and counted, and LMTP's users.
     "resident": Room("scan_once metrics users", "values story reading"),
     # The only one that knows every adapter.
     "wiring": Room("wiring", "values story scanners adapters reading resident store backends"),
+    # What an administrator does to mailboxes, whole trees of them.
+    "tools": Room("adopt doctor expire qmailfile tickbox tree", "values story scanners adapters reading resident wiring"),
     # Where a message or a person comes in.
-    "doors": Room("__main__ client service letterbox replay commands.*", "values story reading resident wiring"),
+    "doors": Room("__main__ client service letterbox replay commands.*", "values story reading resident wiring tools"),
     # Quarantine is a store of its own: it could serve another program.
     "store": Room("quarantine.__init__ quarantine.store", ""),
     "backends": Room("quarantine.files quarantine.sqlite", "store"),
@@ -44,11 +48,13 @@ ROOMS = {
 }
 
 ALSO = {
+    ("commands.quota", "quota"): "shows what the adapter keeps",
     ("pipeline", "config"): "the settings' types",
     ("policy", "config"): "the settings' types",
     ("pipeline", "log"): "the log's type",
     ("pipeline", "quarantine.store"): "the store's type",
     ("rules.load", "rules.conditions"): "compiles what it has read, once",
+    ("rules.load", "rules.matching"): "where in a file something stands, and what compiling it may cost",
     ("actions", "maildir"): "its error for a folder that cannot be used: the inbox is the answer",
     ("actions", "quarantine.store"): "the store's type",
 }
@@ -56,10 +62,13 @@ ALSO = {
 
 PACKAGES = {
     "click": "commands.* quarantine.commands quarantine.__main__",
-    "re2": "rules.conditions",
+    "re2": "rules.matching config scanners.command",
+    "dkim": "signatures",
+    "dns": "signatures",
+    "flufl": "bounces",
     "tree_sitter": "positions",
     "tree_sitter_toml": "positions",
-    "msgspec": "config rules.load replay commands.*",
+    "msgspec": "config layers rules.load replay commands.*",
     "clamd": "scanners.*",
     "aiospamc": "scanners.*",
 }

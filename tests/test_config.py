@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from deliver import config
-from deliver.config import Clamd, Config, Spamd
+from deliver.config import Clamd, Config, Expire, Spamd
 from deliver.errors import NotConfigured
 
 EXAMPLE = Path(__file__).parent.parent / "mailfilter.example.toml"
@@ -27,7 +27,7 @@ def test_the_example_says_the_defaults() -> None:
     settings, problems = config.read(str(EXAMPLE))
     assert problems == []
     assert settings is not None
-    expected = Config(clamd=Clamd(), spamd=Spamd())
+    expected = Config(clamd=Clamd(), spamd=Spamd(), expire=Expire())
     for name in Config.__struct_fields__:
         if name not in ("rules", "quota"):
             assert getattr(settings, name) == getattr(expected, name), name
@@ -176,3 +176,37 @@ def test_the_users_file_is_checked_as_such(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert f"{path}:1: clamd: only the site sets this" in done.stdout
     assert f"{path}:4: stage: " in done.stdout
+
+
+# --- lists and DKIM ----------------------------------------------------------------------------------------------
+
+
+def test_lists_are_files_by_their_names() -> None:
+    text = b"[lists]\nfriends = '/etc/deliver/friends'\nown = 'friends.txt'\n[dkim]\ntimeout = '3 s'\nmax-size = '1 MiB'\n"
+    found, problems = config.parse(text, "f")
+    assert problems == []
+    assert found is not None
+    assert found.lists == {"friends": "/etc/deliver/friends", "own": "friends.txt"}
+    assert (found.dkim.timeout, found.dkim.max_size) == (3.0, 1024 * 1024)
+
+
+@pytest.mark.parametrize(
+    "path", ["'../friends'", "'a/b'", "''", "'.hidden'", "'/etc/'", "5", "['/a']", "'..'", r'"/a\u0000b"', r'"/a\nb/"']
+)
+def test_a_list_lies_where_its_path_says_and_nowhere_else(path: str) -> None:
+    _, problems = config.parse(f"[lists]\nfriends = {path}\n".encode(), "f")
+    assert [problem.path for problem in problems] == [("lists", "friends")]
+
+
+def test_rules_know_the_names_of_lists() -> None:
+    text = "[lists]\nfriends = '/f'\n[[rule]]\nfile = 'X'\nwhen = { in = 'friends' }\n"
+    found, problems = config.parse(text.encode(), "f")
+    assert problems == []
+    assert found is not None
+    own = b"[[rule]]\nfile = 'X'\nwhen = { from = { in = 'friend' } }\n"
+    _, problems = config.parse_personal(own, "u", found)
+    assert ['did you mean "friends"' in problem.text for problem in problems] == [True]
+    _, problems = config.parse_personal(own.replace(b"'friend'", b"'friends'"), "u", found)
+    assert problems == []
+    assert config.parse(b"lists = 5\n[log]\n", "f")[1][0].path == ("lists",)
+    assert config.parse_personal(b"[lists]\na = '/etc/passwd'\n", "u", found)[1][0].path == ("lists",)

@@ -3,7 +3,12 @@
 import click
 
 from deliver import __version__
+from deliver.commands.adopt import adopt
 from deliver.commands.check import check
+from deliver.commands.doctor import doctor
+from deliver.commands.enable import disable, enable, status
+from deliver.commands.expire import expire
+from deliver.commands.quota import quota
 from deliver.commands.replay import replay
 from deliver.commands.sample import sample
 from deliver.commands.serve import serve
@@ -18,5 +23,5 @@ def cli() -> None:
     """
 
 
-for command in (check, replay, sample, serve):
+for command in (adopt, check, disable, doctor, enable, expire, quota, replay, sample, serve, status):
     cli.add_command(command)

@@ -1,27 +1,52 @@
-"""`deliver check`: every error of a configuration at once, with its line."""
+"""`deliver check`: every error of a configuration at once, with its line; rules' own tests; what applies to whom."""
 
+import asyncio
 import json
 import os
 import re
+import tomllib
 from typing import Any
 
 import click
 
 from deliver import config
 from deliver.errors import DeliverError
+from deliver.rules.doubts import doubts
 from deliver.values import Problem
 
 
 @click.command()
 @click.argument("file", required=False, type=click.Path())
 @click.option("--user", is_flag=True, help="FILE is a user's own: rules, and what [user] may-set allows.")
-@click.option("--config", "site_path", default="", help="The site's configuration, for --user.")
+@click.option("--domain", is_flag=True, help="FILE is a domain's (domain-rules).")
+@click.option("--config", "site_path", default="", help="The site's configuration, for --user and --domain.")
+@click.option("--test", is_flag=True, help="Run the tests that stand beside rules, [[rule.test]], as well.")
+@click.option("--explain-layers", "maildir", default="", metavar="MAILDIR", help="Say what applies to this mailbox.")
+@click.option("--recipient", default="", help="Whose mailbox it is, for --explain-layers.")
 @click.option("--json", "as_json", is_flag=True, help="One object a line: file, line, level, text.")
-def check(file: str | None, user: bool, site_path: str, as_json: bool) -> None:
+def check(
+    file: str | None,
+    user: bool,
+    domain: bool,
+    site_path: str,
+    test: bool,
+    maildir: str,
+    recipient: str,
+    as_json: bool,
+) -> None:
     """Check a configuration FILE (default: the site's). Ends with 1 if it has errors, 0 otherwise."""
     site_path = config.find(site_path, os.environ.get("DELIVER_CONFIG", ""))
+    if maildir:
+        _explain(file or site_path, maildir, recipient, as_json=as_json)
+        return
     path = file or site_path
-    problems = _user_problems(path, site_path) if user else _site_problems(path)
+    personal = user or domain
+    problems = _personal_problems(path, site_path, domain=domain) if personal else _site_problems(path)
+    problems += _doubts(path)
+    tested = 0
+    if test and not any(not problem.warning for problem in problems):
+        tested, failed = _tests(path, _site(site_path) if personal else config.load(path), user=user, domain=domain)
+        problems += failed
     lines = _Lines(path)
     found = [lines.located(problem) for problem in problems]
     for one in sorted(found, key=lambda entry: entry["line"]):
@@ -29,7 +54,10 @@ def check(file: str | None, user: bool, site_path: str, as_json: bool) -> None:
         click.echo(json.dumps(one) if as_json else f"{one['file']}:{one['line']}: {warning}{one['text']}")
     errors = sum(one["level"] == "error" for one in found)
     if not as_json:
-        click.echo(f"{path}: {_count(errors, 'error')}, {_count(len(found) - errors, 'warning')}", err=bool(errors))
+        done = f", {_count(tested, 'test')} run" if test else ""
+        click.echo(
+            f"{path}: {_count(errors, 'error')}, {_count(len(found) - errors, 'warning')}{done}", err=bool(errors)
+        )
     raise SystemExit(1 if errors else 0)
 
 
@@ -44,10 +72,13 @@ def _site_problems(path: str) -> list[Problem]:
         return [Problem((), error.detail)]
 
 
-def _user_problems(path: str, site_path: str) -> list[Problem]:
-    site = config.Config()
-    if os.path.exists(site_path):
-        site = config.read(site_path)[0] or site
+def _site(path: str) -> config.Config:
+    """The site's configuration, as far as there is one."""
+    return (config.read(path)[0] if os.path.exists(path) else None) or config.Config()
+
+
+def _personal_problems(path: str, site_path: str, *, domain: bool) -> list[Problem]:
+    site = _site(site_path)
     try:
         owner = os.stat(path).st_uid
         with open(path, "rb") as file:
@@ -55,8 +86,48 @@ def _user_problems(path: str, site_path: str) -> list[Problem]:
         trouble = config.distrust(os.stat(path), owner)
     except OSError as error:
         return [Problem((), f"cannot be read: {error.strerror}")]
-    problems = config.parse_personal(text, os.path.basename(path), site)[1]
+    problems = config.parse_personal(text, os.path.basename(path), site, domain)[1]
     return [*([Problem((), f"it {trouble}")] if trouble else []), *problems]
+
+
+def _document(path: str) -> dict[str, Any]:
+    try:
+        with open(path, "rb") as file:
+            return tomllib.loads(file.read().decode())
+    except (OSError, ValueError, RecursionError):  # said elsewhere
+        return {}
+
+
+def _doubts(path: str) -> list[Problem]:
+    return doubts(_document(path).get("rule"))
+
+
+def _tests(path: str, site: config.Config, *, user: bool, domain: bool) -> tuple[int, list[Problem]]:
+    """How many tests stand in a file without errors, and what those that fail say."""
+    from deliver.replay import Settings, run_test, tests_of
+
+    settings = Settings(site, user_file=path if user else "", domain_file=path if domain else "")
+    problems = []
+    count = 0
+    for rule, index, test in tests_of(_document(path)):
+        count += 1
+        name = f'test "{test["name"]}"' if "name" in test else f"test {index + 1}"
+        try:
+            wrong = asyncio.run(run_test(test, settings, os.path.dirname(path)))
+        except (DeliverError, OSError) as error:
+            wrong = (getattr(error, "detail", "") or str(error),)
+        problems += [Problem(("rule", rule, "test", index), f"{name}: {line}") for line in wrong]
+    return count, problems
+
+
+def _explain(site_path: str, maildir: str, recipient: str, *, as_json: bool) -> None:
+    from deliver.commands.explain import explained, in_words
+
+    try:
+        said = explained(config.load(site_path), site_path, maildir, recipient)
+    except DeliverError as error:
+        raise click.ClickException(error.detail) from error
+    click.echo(json.dumps(said, default=str) if as_json else in_words(said))
 
 
 class _Lines:
@@ -85,5 +156,5 @@ class _Lines:
 
 def _keys(path: tuple[str | int, ...]) -> list[str]:
     """The names worth saying: the line is given, so a rule's number and its `when` are not."""
-    names = [part for part in path if isinstance(part, str) and part not in ("rule", "when")]
+    names = [part for part in path if isinstance(part, str) and part not in ("rule", "when", "test")]
     return names[-1:]

@@ -8,8 +8,7 @@ import click
 
 from deliver import config
 from deliver.errors import DeliverError
-from deliver.replay import Settings, has_expectation, messages_in
-from deliver.replay import replay as replay_one
+from deliver.replay import Changes, Replayer, Result, Settings, has_expectation, messages_in
 
 
 @click.command()
@@ -23,6 +22,7 @@ from deliver.replay import replay as replay_one
 @click.option("--scan/--no-scan", default=True, help="Ask the scanners (default), or take every message as unscanned.")
 @click.option("--json", "as_json", is_flag=True, help="One object a line.")
 @click.option("--expect", is_flag=True, help="Compare with NAME.expect.toml beside each message; 1 if one differs.")
+@click.option("--summary", is_flag=True, help="Say only, at the end, how many messages would go where.")
 @click.option("-q", "--quiet", is_flag=True, help="Say only what happens, not the steps.")
 def replay(
     paths: tuple[str, ...],
@@ -35,11 +35,13 @@ def replay(
     scan: bool,
     as_json: bool,
     expect: bool,
+    summary: bool,
     quiet: bool,
 ) -> None:
     """Say what would happen to each message under PATH (a file, a folder, a Maildir, - for standard input) and why.
 
-    Nothing is delivered and nothing is changed.
+    Nothing is delivered and nothing is changed. Of a Maildir, its Sent, Drafts and Trash are left out; at the end
+    stands what would change against where the mail lies now.
     """
     files = list(messages_in(paths))
     settings = Settings(
@@ -50,30 +52,43 @@ def replay(
         recipient=recipient,
         scan=scan,
     )
-    wrong = unexpected = 0
-    progress = len(files) > 20 and sys.stderr.isatty() and not sys.stdout.isatty()
-    with click.progressbar(files, file=sys.stderr, hidden=not progress, label="replaying") as bar:
-        for path in bar:
-            if expect and not has_expectation(path):
-                unexpected += 1
-                continue
-            try:
-                result = asyncio.run(replay_one(path, settings))
-            except (DeliverError, OSError) as error:
-                raise click.ClickException(getattr(error, "detail", "") or str(error)) from error
-            wrong += bool(result.wrong) and expect
-            if not expect:
-                result = result._replace(wrong=())
-            if as_json:
-                click.echo(result.as_json())
-            elif result.wrong or not expect:
-                click.echo(result.as_text(explain=not quiet))
+    chosen = [path for path in files if not expect or has_expectation(path)]
+    changes = Changes()
+    wrong = unread = 0
+
+    def tell(path: str, result: Result | Exception) -> None:
+        nonlocal wrong, unread
+        if isinstance(result, DeliverError):
+            raise click.ClickException(result.detail)
+        if isinstance(result, Exception):  # a mail program has moved it meanwhile
+            click.echo(f"{path}: {getattr(result, 'strerror', '') or result}", err=True)
+            unread += 1
+            return
+        wrong += bool(result.wrong) and expect
+        changes.add(result)
+        result = result if expect else result._replace(wrong=())
+        if as_json:
+            click.echo(result.as_json())
+        elif result.wrong or not (expect or summary):
+            click.echo(result.as_text(explain=not quiet))
+
+    shown = len(chosen) > 20 and sys.stderr.isatty() and (summary or not sys.stdout.isatty())
+    with click.progressbar(length=len(chosen), file=sys.stderr, hidden=not shown, label="replaying") as bar:
+
+        async def run() -> None:
+            async for path, result in Replayer(settings).replay_all(chosen):
+                tell(path, result)
+                bar.update(1)
+
+        asyncio.run(run())
     if expect and not as_json:
-        tried = len(files) - unexpected
         click.echo(
-            f"{tried} messages with expectations, {wrong} not as expected" + _skipped(unexpected), err=bool(wrong)
+            f"{len(chosen)} messages with expectations, {wrong} not as expected" + _skipped(len(files) - len(chosen)),
+            err=bool(wrong),
         )
-    raise SystemExit(1 if wrong else 0)
+    elif not as_json and (summary or len(chosen) > 1):
+        click.echo("\n".join(changes.lines()))
+    raise SystemExit(1 if wrong or unread else 0)
 
 
 def _skipped(number: int) -> str:

@@ -1,22 +1,16 @@
 """[[rule]] tables as TOML gives them, turned into Rules, with every error and every probable slip at once."""
 
-import binascii
+import datetime as dt
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection
 from typing import TypeVar
 
-from deliver.rules.conditions import (
-    EVERY_MESSAGE,
-    FIELD_NAME,
-    NAMES,
-    Budget,
-    Place,
-    closest,
-    compile_when,
-    is_finite,
-    kind,
-)
-from deliver.rules.model import Rule, folder_problem, is_inbox
+from deliver.header_lines import LONGEST_VALUE
+from deliver.rules import placeholders
+from deliver.rules.conditions import EVERY_MESSAGE, FIELD_NAME, NAMES, compile_when
+from deliver.rules.matching import Budget, Place, closest, is_finite, kind
+from deliver.rules.model import Responder, Rule, folder_problem, is_inbox
+from deliver.units import parse_span
 from deliver.values import INBOX, Action, Problem, Verb
 
 T = TypeVar("T")
@@ -24,8 +18,14 @@ T = TypeVar("T")
 LONGEST_LINE = 400
 """Characters of a name or a public sentence; an SMTP reply line has at most 512 (RFC 5321 section 4.5.3.1.5)."""
 
-LONGEST_HEADER = 900
-"""Characters of an ASCII header value: a line has at most 998 (RFC 5322 section 2.1.1)."""
+LONGEST_TAG = 60
+"""Characters of what is put before a subject."""
+
+LONGEST_TEXT = 10_000
+"""Characters of a reply: nobody reads more of them."""
+
+SHORTEST_SPAN, LONGEST_SPAN = 3600, 90 * 86400
+"""Seconds in which a sender is answered once. RFC 5230 section 4.1 wants a week or so."""
 
 _FLAGS = {"seen": "S", "flagged": "F", "answered": "R", "replied": "R", "draft": "D"}
 _SEES = ("ham", "spam", "all")
@@ -33,6 +33,12 @@ _SEES = ("ham", "spam", "all")
 # Lines of ours: a rule that writes them would say in our name what we did not find.
 _OURS = frozenset({"authentication-results", "delivered-to", "return-path", "x-filter-error", "x-virus-status"})
 _OUR_PREFIX = "x-spam-"
+
+# What a message cannot be read, answered or traced without, and what tells loops.
+_KEPT = frozenset({"received", "from", "date", "mime-version", "content-type", "content-transfer-encoding"})
+
+# RFC 3501 section 9: flag-keyword is an atom.
+_KEYWORD = re.compile(r"[!#$&'+,\-./0-9:;<=>?@A-Z\[^_`a-z|}~]{1,50}")
 
 _ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?"
@@ -44,14 +50,17 @@ _STATUS = re.compile(r"([0-9])\.[0-9]{1,3}\.[0-9]{1,3}(?: |$)")
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
-def load(tables: object, source: str, *, user: bool) -> tuple[tuple[Rule, ...], list[Problem]]:
+def load(
+    tables: object, source: str, *, user: bool, programs: Collection[str] = (), lists: Collection[str] = ()
+) -> tuple[tuple[Rule, ...], list[Problem]]:
     """The rules in ``tables``, the raw value of a file's top-level key `rule`, and all that is wrong with them.
 
-    ``source`` is the file's name, as explanations call it. ``user`` refuses what only a site's file may say. A
-    Problem's path begins with ("rule", index). Rules with an error are left out; the order is the file's. Never raises.
+    ``source`` is the file's name, as explanations call it. ``user`` refuses what only a site's file may say;
+    ``programs`` are the names that `pipe` may say, ``lists`` those that `in` may. A Problem's path begins with
+    ("rule", index). Rules with an error are left out; the order is the file's. Never raises.
     """
     problems: list[Problem] = []
-    top = Place(("rule",), problems, Budget())
+    top = Place(("rule",), problems, Budget(), frozenset(lists))
     if tables is None:
         return (), problems
     if not isinstance(tables, list):
@@ -60,14 +69,14 @@ def load(tables: object, source: str, *, user: bool) -> tuple[tuple[Rule, ...], 
     rules = []
     for index, table in enumerate(tables):
         before = len(problems)
-        rule = _rule(table, source, index + 1, top.at(index), user=user)
+        rule = _rule(table, source, index + 1, top.at(index), programs, user=user)
         if all(problem.warning for problem in problems[before:]):
             rules.append(rule)
     _warn_of_hidden(rules, top)
     return tuple(rules), problems
 
 
-def _rule(table: object, source: str, number: int, place: Place, *, user: bool) -> Rule:
+def _rule(table: object, source: str, number: int, place: Place, programs: Collection[str], *, user: bool) -> Rule:
     rule = Rule("", source, number, EVERY_MESSAGE)
     if not isinstance(table, dict):
         place.error(f"expected a table, not {kind(table)}")
@@ -78,7 +87,16 @@ def _rule(table: object, source: str, number: int, place: Place, *, user: bool) 
         except ValueError as error:
             place.at(key).error(str(error))
     _look_over(rule, table, place)
+    for action in rule.placements:
+        if action.verb is Verb.PIPE and action.target not in programs:
+            place.at("pipe").error(_no_program(action.target, programs, user=user))
     return rule
+
+
+def _no_program(name: str, programs: Collection[str], *, user: bool) -> str:
+    hint = closest(name, programs) or (f" (there are {', '.join(sorted(programs))})" if programs else "")
+    where = "[user] may-run of the site's configuration" if user else "[programs]"
+    return f'{where} names no program "{name}"{hint}'
 
 
 def _with_key(rule: Rule, key: str, value: object, place: Place, *, user: bool) -> Rule:
@@ -101,6 +119,12 @@ def _look_over(rule: Rule, table: dict[str, object], place: Place) -> None:
         place.error(f"{names} contradict each other; only file and forward go together")
     if not _ACTIONS.intersection(table):
         place.error("the rule does nothing; give it an action, such as file")
+    if rule.reply and {"bounce", "quarantine"}.intersection(placing):
+        place.at("reply").error(f'"reply" and "{placing[0]}" contradict each other: such mail is not answered')
+    if rule.reply and rule.sees == "spam":
+        place.at("reply").warn("spam is never answered")
+    if "subscribe" in table and not any(one.verb is Verb.FILE for one in (*rule.placements, *rule.copies)):
+        place.at("subscribe").warn("the rule makes no folder; leave this out")
     if rule.never_spam and table.get("sees", "all") != "all":
         place.at("sees").warn("a rule with never-spam sees all mail; leave this out")
     if rule.condition.for_spam and _seen(rule) == "ham":
@@ -149,8 +173,12 @@ def _sees(rule: Rule, value: object, _place: Place) -> Rule:
     return rule._replace(sees=value)
 
 
-def _file(rule: Rule, value: object, _place: Place) -> Rule:
-    return _placed(rule, _into_folder(_string(value, "a folder")))
+def _file(rule: Rule, value: object, place: Place) -> Rule:
+    return _placed(rule, _into_folder(_string(value, "a folder"), place))
+
+
+def _pipe(rule: Rule, value: object, _place: Place) -> Rule:
+    return _placed(rule, Action(Verb.PIPE, _string(value, "a program's name")))
 
 
 def _forward(rule: Rule, value: object, place: Place) -> Rule:
@@ -175,13 +203,17 @@ def _quarantine(rule: Rule, value: object, _place: Place) -> Rule:
 
 def _copy(rule: Rule, value: object, place: Place) -> Rule:
     def one(text: str) -> Action:
-        return _to_address(text) if "@" in text else _into_folder(text)
+        return _to_address(text) if "@" in text else _into_folder(text, place)
 
     return rule._replace(copies=tuple(_each(value, place, "a folder or an address", one)))
 
 
 def _flag(rule: Rule, value: object, place: Place) -> Rule:
-    return rule._replace(flags="".join(sorted(set(_each(value, place, "a flag", _letter)))))
+    marks = _each(value, place, "a flag", _mark)
+    return rule._replace(
+        flags="".join(sorted({letter for letter, _ in marks})),
+        keywords=tuple(dict.fromkeys(keyword for _, keyword in marks if keyword)),
+    )
 
 
 def _add_header(rule: Rule, value: object, place: Place) -> Rule:
@@ -193,7 +225,27 @@ def _add_header(rule: Rule, value: object, place: Place) -> Rule:
             lines.append(_header_line(name, text))
         except ValueError as error:
             place.at(name).error(str(error))
-    return rule._replace(headers=b"".join(lines))
+    return rule._replace(headers=tuple(lines))
+
+
+def _remove_header(rule: Rule, value: object, place: Place) -> Rule:
+    names = _each(value, place, "a header field's name", _removable)
+    return rule._replace(edits=rule.edits._replace(removed=frozenset(names)))
+
+
+def _tag_subject(rule: Rule, value: object, _place: Place) -> Rule:
+    tag = placeholders.check(_line(value))
+    if len(tag) > LONGEST_TAG:
+        raise ValueError(f"what is put before a subject has at most {LONGEST_TAG} characters")
+    return rule._replace(edits=rule.edits._replace(tag=tag))
+
+
+def _log(rule: Rule, value: object, _place: Place) -> Rule:
+    return rule._replace(log=placeholders.check(_line(value)))
+
+
+def _subscribe(rule: Rule, value: object, _place: Place) -> Rule:
+    return rule._replace(subscribe=_switch("subscribe", value))
 
 
 def _add_score(rule: Rule, value: object, _place: Place) -> Rule:
@@ -208,27 +260,128 @@ def _never_spam(rule: Rule, value: object, _place: Place) -> Rule:
     return rule._replace(never_spam=_switch("never-spam", value))
 
 
+# --- reply -------------------------------------------------------------------------------------------------------
+
+
+def _reply(rule: Rule, value: object, place: Place) -> Rule:
+    table = {"text": value} if isinstance(value, str) else value
+    if not isinstance(table, dict):
+        raise ValueError(f"expected a table with the reply's text, [rule.reply], not {kind(value)}")
+    reply = Responder("Auto: {subject}", "")
+    for key, item in table.items():
+        below = place.at(key)
+        try:
+            if key not in _REPLY:
+                raise ValueError(f'a reply has no key "{key}"{closest(key, _REPLY)} (there are {", ".join(_REPLY)})')
+            reply = _REPLY[key](reply, item, below)
+        except ValueError as error:
+            below.error(str(error))
+    if "text" not in table:
+        place.error('a reply needs a text: text = """..."""')
+    if reply.since and reply.until and reply.until < reply.since:
+        place.at("until").error("the last day is before the first, from-date")
+    return rule._replace(reply=reply)
+
+
+def _reply_text(reply: Responder, value: object, _place: Place) -> Responder:
+    text = _string(value, "the reply's text").strip()
+    if not text or len(text) > LONGEST_TEXT:
+        raise ValueError(f"a reply's text has 1 to {LONGEST_TEXT:,} characters")
+    if bad := next((char for char in text if not char.isprintable() and char not in "\n\t"), ""):
+        raise ValueError(f"a reply's text has no control characters such as {bad!r}")
+    return reply._replace(text=placeholders.check(text))
+
+
+def _reply_subject(reply: Responder, value: object, _place: Place) -> Responder:
+    return reply._replace(subject=placeholders.check(_line(value)))
+
+
+def _day(value: object) -> str:
+    if isinstance(value, dt.datetime):
+        value = value.date()
+    if not isinstance(value, dt.date):
+        raise ValueError(f"expected a day without quotes, such as 2026-12-24, not {kind(value)}")
+    return value.isoformat()
+
+
+def _reply_every(reply: Responder, value: object, _place: Place) -> Responder:
+    span = parse_span(_string(value, "a span of time"))
+    if not SHORTEST_SPAN <= span <= LONGEST_SPAN:
+        raise ValueError('a sender is answered once in "1 h" to "90 d"')
+    return reply._replace(every=span)
+
+
+def _reply_own(reply: Responder, value: object, place: Place) -> Responder:
+    return reply._replace(own=tuple(_each(value, place, "an address", lambda text: _to_address(text).target)))
+
+
+_REPLY: dict[str, Callable[[Responder, object, Place], Responder]] = {
+    "subject": _reply_subject,
+    "text": _reply_text,
+    "from-date": lambda reply, value, _place: reply._replace(since=_day(value)),
+    "until": lambda reply, value, _place: reply._replace(until=_day(value)),
+    "every": _reply_every,
+    "my-addresses": _reply_own,
+}
+
+
+# --- tests beside a rule -----------------------------------------------------------------------------------------
+
+_TEST = ("name", "message", "file", "sender", "recipient", "extension", "now", "scan", "expect")
+
+
+def _test(rule: Rule, value: object, place: Place) -> Rule:
+    """`deliver check --test` runs them; a delivery only wants them well-formed."""
+    if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
+        raise ValueError('expected [[rule.test]] with message = """...""" and expect = { folder = "..." }')
+    for index, one in enumerate(value):
+        below = place.at(index)
+        for key in one:
+            if key not in _TEST:
+                below.at(key).error(f'a test has no key "{key}"{closest(key, _TEST)} (there are {", ".join(_TEST)})')
+        if ("message" in one) == ("file" in one):
+            below.error("a test has either message, the whole text, or file, the name of one beside this file")
+        for key in {"name", "message", "file", "sender", "recipient", "extension"}.intersection(one):
+            if not isinstance(one[key], str):
+                below.at(key).error(f"expected text in quotes, not {kind(one[key])}")
+        if "now" in one and not isinstance(one["now"], dt.datetime):
+            below.at("now").error(f"expected a time such as 2026-12-24T12:00:00, not {kind(one['now'])}")
+        for key in ("scan", "expect"):
+            if key in one and not (isinstance(one[key], dict) and one[key]):
+                below.at(key).error(f"expected a table, not {kind(one[key])}")
+        if "expect" not in one:
+            below.error('a test says what it expects: expect = { folder = "..." }')
+    return rule
+
+
 _KEYS: dict[str, Callable[[Rule, object, Place], Rule]] = {
     "name": _name,
     "when": _when,
     "stage": _stage,
     "sees": _sees,
+    "subscribe": _subscribe,
+    "test": _test,
     "file": _file,
     "copy": _copy,
     "forward": _forward,
     "discard": _discard,
     "bounce": _bounce,
     "quarantine": _quarantine,
+    "pipe": _pipe,
     "flag": _flag,
     "add-header": _add_header,
+    "remove-header": _remove_header,
+    "tag-subject": _tag_subject,
+    "reply": _reply,
+    "log": _log,
     "add-score": _add_score,
     "never-spam": _never_spam,
 }
 
-_PLACEMENTS = ("file", "forward", "discard", "bounce", "quarantine")
-_ACTIONS = frozenset(_KEYS) - {"name", "when", "stage", "sees"}
+_PLACEMENTS = ("file", "forward", "pipe", "discard", "bounce", "quarantine")
+_ACTIONS = frozenset(_KEYS) - {"name", "when", "stage", "sees", "subscribe", "test"}
 
-_COMING = ("reply",)
+_COMING: tuple[str, ...] = ()
 """Actions of the language that nothing performs yet."""
 
 
@@ -285,9 +438,18 @@ def _sentence(value: str) -> str:
     return text if status else f"5.7.1 {text}"
 
 
-def _into_folder(name: str) -> Action:
-    if wrong := folder_problem(name):
+def _into_folder(name: str, place: Place) -> Action:
+    placeholders.check(name)
+    used = placeholders.names(name)
+    if wrong := folder_problem(placeholders.sample(name)):
         raise ValueError(wrong)
+    if used and name.startswith("{"):
+        place.warn(
+            f"whoever writes to you chooses the folder, Sent or Trash as well; give it a level, "
+            f'such as "Mail.{{{used[0]}}}"'
+        )
+    if used:
+        return Action(Verb.FILE, name)
     return Action(Verb.FILE, INBOX if is_inbox(name) else name)
 
 
@@ -297,13 +459,20 @@ def _to_address(text: str) -> Action:
     return Action(Verb.FORWARD, text)
 
 
-def _letter(flag: str) -> str:
-    if flag.lower() not in _FLAGS:
-        raise ValueError(f'unknown flag "{flag}"{closest(flag, _FLAGS)} (there are {", ".join(_FLAGS)})')
-    return _FLAGS[flag.lower()]
+def _mark(flag: str) -> tuple[str, str]:
+    """A flag's letter, or a keyword: "$Junk" (RFC 5788 gives those that have a meaning a dollar), "keyword:Work"."""
+    if flag.lower() in _FLAGS:
+        return _FLAGS[flag.lower()], ""
+    keyword = flag.removeprefix("keyword:")
+    if keyword == flag and not flag.startswith("$"):
+        known = f'(there are {", ".join(_FLAGS)}; an IMAP keyword is written "$Junk" or "keyword:Work")'
+        raise ValueError(f'unknown flag "{flag}"{closest(flag, _FLAGS)} {known}')
+    if not _KEYWORD.fullmatch(keyword):
+        raise ValueError(f'"{keyword}" is no IMAP keyword: those are ASCII, without blanks and any of (){{}}%*"\\]')
+    return "", keyword
 
 
-def _header_line(name: str, value: object) -> bytes:
+def _header_line(name: str, value: object) -> tuple[str, str]:
     if not FIELD_NAME.fullmatch(name):
         raise ValueError(f'"{name}" is no header field\'s name: those are ASCII, without blanks and colons')
     if name.lower() in _OURS or name.lower().startswith(_OUR_PREFIX):
@@ -311,32 +480,16 @@ def _header_line(name: str, value: object) -> bytes:
     text = _string(value, "a value").strip(" ")
     if not text or _CONTROL.search(text):
         raise ValueError("a header field's value is one line, not empty, without control characters")
-    if len(text) > LONGEST_HEADER:
-        raise ValueError(f"a header field's value has at most {LONGEST_HEADER} characters")
-    if text.isascii():
-        return f"{name}: {text}\n".encode("ascii")
-    first, *others = _encoded_words(text)
-    start = f"{name}: {first}"
-    if len(start) > _LONGEST_ENCODED_LINE:
-        start = f"{name}:\n {first}"
-    return "\n ".join([start, *others, ""]).rstrip(" ").encode("ascii")
+    if len(text) > LONGEST_VALUE:
+        raise ValueError(f"a header field's value has at most {LONGEST_VALUE} characters")
+    return name, placeholders.check(text)
 
 
-_LONGEST_ENCODED_LINE = 76  # RFC 2047 section 2
-_ENCODED_BYTES = 45  # with base64's third more and the frame below 75, a word's length in RFC 2047 section 2
-
-
-def _encoded_words(text: str) -> Iterator[str]:
-    """RFC 2047 words of whole characters (section 5)."""
-    chunk = b""
-    for char in text:
-        encoded = char.encode("utf-8")
-        if len(chunk) + len(encoded) > _ENCODED_BYTES:
-            yield _encoded_word(chunk)
-            chunk = b""
-        chunk += encoded
-    yield _encoded_word(chunk)
-
-
-def _encoded_word(chunk: bytes) -> str:
-    return f"=?utf-8?b?{binascii.b2a_base64(chunk, newline=False).decode('ascii')}?="
+def _removable(name: str) -> bytes:
+    if not FIELD_NAME.fullmatch(name):
+        raise ValueError(f'"{name}" is no header field\'s name: those are ASCII, without blanks and colons')
+    if name.lower() in _OURS or name.lower().startswith(_OUR_PREFIX):
+        raise ValueError(f'"{name}" is one of the lines that only the filter itself writes and removes')
+    if name.lower() in _KEPT:
+        raise ValueError(f'"{name}" stays: without it a message cannot be read or traced')
+    return name.lower().encode("ascii")

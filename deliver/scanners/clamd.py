@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 
 from deliver.scanners.address import Address, parse
-from deliver.scanners.pool import BadAnswer, NoAnswer, first_answer, printable
+from deliver.scanners.pool import BadAnswer, Health, NoAnswer, first_answer, printable
 from deliver.values import Content, Envelope, Finding, Verdict
 
 _FOUND = re.compile(r"stream: (.+) FOUND", re.DOTALL)
@@ -27,6 +27,7 @@ class Clamd:
         self.max_size = max_size
         self._addresses = tuple(parse(text) for text in addresses)
         self._timeout = timeout
+        self._health = Health()
 
     async def scan(self, content: Content, _envelope: Envelope) -> Verdict:
         """Return CLEAN, VIRUS, SKIPPED (over clamd's own size limit) or FAILED; raises nothing of the network."""
@@ -35,7 +36,7 @@ class Clamd:
             return read_answer(await asyncio.to_thread(_stream, address, deadline, content))
 
         try:
-            return await first_answer(self.name, self._addresses, self._timeout, ask)
+            return await first_answer(self.name, self._addresses, self._timeout, ask, self._health)
         except NoAnswer as error:
             return Verdict(self.name, Finding.FAILED, reason=error.reason, detail=error.detail)
 
@@ -51,7 +52,7 @@ class Clamd:
                 raise BadAnswer(f"unknown version: {printable(answer, _QUOTED)}")
             return printable(answer, _NAME_LIMIT)
 
-        return await first_answer(self.name, self._addresses, self._timeout, ask)
+        return await first_answer(self.name, self._addresses, self._timeout, ask, self._health)
 
 
 def read_answer(line: str) -> Verdict:

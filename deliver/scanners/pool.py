@@ -2,10 +2,13 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TypeVar
 
 from deliver.scanners.address import Address
+
+REST = 30.0
+"""Seconds for which a member that has failed is asked last: clamd takes 15 to 30 s to load new signatures."""
 
 _DETAIL_LIMIT = 300  # characters of one error: enough to find the cause, too few to flood the log
 
@@ -35,17 +38,57 @@ class NoAnswer(Exception):
         self.detail = detail
 
 
+class Health:
+    """Which members of a pool have failed lately. For one event loop; in a process for one message it stays empty."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._rests: dict[Address, float] = {}  # until when
+
+    def in_order(self, addresses: Iterable[Address]) -> list[Address]:
+        """The members as they are to be asked: those at rest last, for when all others have failed, too.
+
+        A member whose rest is over has its place again, for one caller: the others pass it over until it has answered.
+        """
+        now = self._clock()
+        well, resting = [], []
+        for address in addresses:
+            until = self._rests.get(address)
+            if until is not None and now < until:
+                resting.append(address)
+                continue
+            well.append(address)
+            if until is not None:
+                self._rests[address] = now + REST
+        return well + resting
+
+    def failed(self, address: Address) -> None:
+        """Put to rest a member that has not answered, or not sensibly."""
+        self._rests[address] = self._clock() + REST
+
+    def answered(self, address: Address) -> None:
+        """Put a member that has answered back into its place."""
+        self._rests.pop(address, None)
+
+
 async def first_answer(
-    name: str, addresses: Sequence[Address], seconds: float, ask: Callable[[Address, float], Awaitable[Answer]]
+    name: str,
+    addresses: Sequence[Address],
+    seconds: float,
+    ask: Callable[[Address, float], Awaitable[Answer]],
+    health: Health | None = None,
 ) -> Answer:
     """Return what the first member says that answers; every kind of failure passes to the next.
 
     All members together have ``seconds``; each gets an even share of what is left, so that one that hangs leaves time
     for the others, and the last one gets all the rest. ``ask`` takes the address and its deadline by
-    ``time.monotonic()`` (which is the event loop's clock, too). Raises NoAnswer when all have failed, with the reason
-    of the last one.
+    ``time.monotonic()`` (which is the event loop's clock, too). ``health`` remembers who has failed. Raises NoAnswer
+    when all have failed, with the reason of the last one.
     """
     end = time.monotonic() + seconds
+    health = health or Health()
+    if len(addresses) > 1:
+        addresses = health.in_order(addresses)
     reason = f"{name} did not answer"
     details = []
     for position, address in enumerate(addresses):
@@ -53,7 +96,7 @@ async def first_answer(
         deadline = now + max(0.0, end - now) / (len(addresses) - position)
         try:
             async with asyncio.timeout_at(deadline):
-                return await ask(address, deadline)
+                answer = await ask(address, deadline)
         except BadAnswer as error:
             reason = f"{name} {error.words}"
             details.append(f"{address}: {describe(error)}")
@@ -63,6 +106,10 @@ async def first_answer(
         except Exception as error:  # whatever went wrong here, the next member may still know
             reason = f"{name} did not answer"
             details.append(f"{address}: {describe(error)}")
+        else:
+            health.answered(address)
+            return answer
+        health.failed(address)
     raise NoAnswer(reason, "; ".join(details))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from deliver.scanners.address import Address, parse
-from deliver.scanners.pool import BadAnswer, NoAnswer, first_answer
+from deliver.scanners.pool import BadAnswer, Health, NoAnswer, first_answer
 from deliver.values import Content, Envelope, Finding, Verdict
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ class Spamd:
         self.max_size = max_size
         self._addresses = tuple(parse(text) for text in addresses)
         self._timeout = timeout
+        self._health = Health()
         self._user = user
 
     async def scan(self, content: Content, envelope: Envelope) -> Verdict:
@@ -54,7 +55,7 @@ class Spamd:
             return read_answer(await ask_headers(address, deadline, body, user, limit))
 
         try:
-            return await first_answer(self.name, self._addresses, self._timeout, ask)
+            return await first_answer(self.name, self._addresses, self._timeout, ask, self._health)
         except NoAnswer as error:
             return Verdict(self.name, Finding.FAILED, reason=error.reason, detail=error.detail)
 

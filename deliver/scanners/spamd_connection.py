@@ -6,13 +6,13 @@ imported, and its own front end makes a TLS context for every request. The proto
 
 import asyncio
 import os
-import socket
 import time
 from contextlib import suppress
 from typing import NamedTuple
 
 from deliver.scanners.address import Address, TcpAddress
 from deliver.scanners.pool import BadAnswer, printable
+from deliver.scanners.stream import open_unix
 
 # aiospamc calls getpass.getuser() for a default we never use; for a uid without an entry in the password file (a
 # container's) that raises unless one of these variables is set.
@@ -32,7 +32,6 @@ finally:
 
 _BLOCK = 64 * 1024  # bytes
 _HEAD_LIMIT = 4096  # bytes of status line and headers; spamd's have some 70
-_RETRY = 0.02  # seconds
 _QUOTED = 120  # characters of a strange answer that the log shows
 
 
@@ -83,21 +82,7 @@ class _Mended(ConnectionManager):  # type: ignore[misc]  # the package has no ty
 
 class _UnixConnection(_Mended, UnixConnectionManager):  # type: ignore[misc]
     async def open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            connection.settimeout(0)
-            while True:
-                try:
-                    connection.connect(self.path)
-                    break
-                except BlockingIOError:
-                    # The backlog is full (connect(2), EAGAIN). The event loop's own sock_connect() would take the
-                    # socket for connected.
-                    await asyncio.sleep(_RETRY)
-            return await asyncio.open_unix_connection(sock=connection)
-        except BaseException:
-            connection.close()
-            raise
+        return await open_unix(self.path)
 
 
 class _TcpConnection(_Mended, TcpConnectionManager):  # type: ignore[misc]

@@ -1,0 +1,500 @@
+"""Is each part there, how fast, and what to do about what is not. Nothing is changed and nothing is delivered.
+
+Each check is one function and one line of CHECKS, or of MAILBOX_CHECKS for what every mailbox is asked.
+"""
+
+import asyncio
+import contextlib
+import datetime as dt
+import hashlib
+import os
+import re
+import socket
+import stat
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
+
+from deliver import config as configuration
+from deliver import qmailfile, quota, subscriptions, tickbox, tree, wiring
+from deliver.config import Config
+from deliver.errors import DeliverError
+from deliver.qmailfile import Kind
+from deliver.rules.model import is_inbox
+from deliver.scan import Scanner
+from deliver.scanners.clamd import Clamd
+from deliver.values import Envelope, Finding, Verdict
+
+SLOW = 3.0
+"""Seconds for a message of 500 bytes. spamd takes some 0.2 s without network tests, and a second or so with them."""
+
+OLD_SIGNATURES = 3.0
+"""Days; freshclam(1) looks for new ones several times a day, and they come daily."""
+
+OLD_RULES = 60.0
+"""Days; sa-update(1) brings new rules every few weeks at least."""
+
+_WAIT = 5.0  # seconds for a door to open
+_ENVELOPE = Envelope("sender@example.org", "you@example.org", "/nonexistent/Maildir")
+
+_SLOW_ADVICE = (
+    "mostly network tests that wait for answers which never come: a slow or missing resolver (run one on this host; "
+    "`time host -t txt multi.surbl.org`), or blocked ports of DCC (UDP 6277), Razor (TCP 2703) and Pyzor (UDP 24441). "
+    "Open them or switch these plug-ins off; `spamassassin -D -t < message` shows which test waits"
+)
+
+
+class Said(NamedTuple):
+    """What one check found. ``level`` is "ok", "warning" or "problem"; ``advice`` says what to do about it."""
+
+    level: str
+    words: str
+    advice: str = ""
+
+
+class Case(NamedTuple):
+    """What is examined. ``config`` is None where the file at ``path`` cannot be used.
+
+    ``samples`` are messages: "ham", "spam" (GTUBE) and "virus" (EICAR). ``root`` stands before the paths of the mail
+    server's files and SpamAssassin's rules; ``now`` in seconds since the epoch.
+    """
+
+    path: str
+    config: Config | None
+    samples: Mapping[str, bytes]
+    root: str = "/"
+    now: float = 0.0
+
+    @property
+    def settings(self) -> Config:
+        """The configuration, or the defaults."""
+        return self.config or Config()
+
+
+class Place(NamedTuple):
+    """One mailbox: the open Maildir, its absolute path, and its directory's."""
+
+    fd: int
+    maildir: str
+    home: str
+    state: os.stat_result
+
+
+class InMemory(NamedTuple):
+    """A message as scanners see it (values.Content)."""
+
+    text: bytes
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return len(self.text)
+
+    def chunks(self) -> Iterator[bytes]:
+        """The bytes, in pieces."""
+        for start in range(0, len(self.text), 65536):
+            yield self.text[start : start + 65536]
+
+    def digest(self) -> str:
+        """What tells it from others."""
+        return hashlib.sha256(self.text).hexdigest()
+
+    def fields(self, _name: str) -> list[bytes]:
+        """No scanner asks for these."""
+        return []
+
+
+def the_configuration(case: Case) -> Iterator[Said]:
+    """Everything wrong with the file, and with who may read and write it."""
+    try:
+        problems = configuration.read(case.path)[1]
+    except DeliverError as error:
+        yield Said("problem", error.detail)
+        return
+    errors = [problem for problem in problems if not problem.warning]
+    if errors:
+        first = f"{configuration.where(errors[0])}{errors[0].text}"
+        yield Said("problem", f"{case.path}: {first}", "`deliver check` shows all errors; until then all mail waits")
+    elif problems:
+        yield Said("warning", f"{case.path}: {len(problems)} warnings", "`deliver check` shows them")
+    try:
+        state = os.stat(case.path)
+    except OSError:
+        return
+    if state.st_mode & 0o022:
+        yield Said("problem", f"{case.path} can be written by others", f"chmod go-w {case.path}")
+    elif not state.st_mode & 0o004:
+        yield Said("warning", f"{case.path} cannot be read by everybody", "whoever mail is delivered as must read it")
+    elif not problems:
+        yield Said("ok", case.path)
+
+
+def _scanner(case: Case, name: str) -> Scanner | None:
+    return next((one for one in wiring.scanners(case.settings) if one.name == name), None)
+
+
+def _ask(scanner: Scanner, text: bytes) -> Verdict:
+    begun = time.monotonic()
+    verdict = asyncio.run(scanner.scan(InMemory(text), _ENVELOPE))
+    return verdict._replace(seconds=time.monotonic() - begun)
+
+
+def the_clamd(case: Case) -> Iterator[Said]:
+    """There, and with which signatures."""
+    scanner = _scanner(case, "clamd")
+    if not isinstance(scanner, Clamd):
+        yield Said("ok", "not configured: nothing is scanned for viruses")
+        return
+    try:
+        version = asyncio.run(scanner.version())
+    except Exception as error:
+        where = ", ".join(case.settings.clamd.address) if case.settings.clamd else ""
+        advice = f"is clamd running, does it listen at {where}, and may everybody connect (LocalSocketMode 666)?"
+        yield Said("problem", str(error), advice)
+        return
+    found = re.search(r"/(\d+)/\w{3} (\w{3}) +(\d+) ([\d:]{8}) (\d{4})", version)
+    if not found:
+        yield Said("warning", f"{version}: does not say how old its signatures are", "has freshclam ever run?")
+        return
+    made = dt.datetime.strptime(f"{found[2]} {found[3]} {found[4]} {found[5]} +0000", "%b %d %H:%M:%S %Y %z")
+    days = (case.now - made.timestamp()) / 86400
+    words = f"{version.partition('/')[0]}, signatures {found[1]}, {max(days, 0):.0f} days old"
+    yield Said("warning", words, "is freshclam running? see its log") if days > OLD_SIGNATURES else Said("ok", words)
+
+
+def eicar(case: Case) -> Iterator[Said]:
+    """The test virus must be found; and clamd must take what we send."""
+    scanner = _scanner(case, "clamd")
+    if scanner is None:
+        return
+    verdict = _ask(scanner, case.samples["virus"])
+    if verdict.finding is Finding.VIRUS:
+        yield Said("ok", f"EICAR seen as {verdict.names[0]} in {verdict.seconds:.2f} s")
+    else:
+        words = f"EICAR was not seen: {verdict.finding.value} {verdict.reason}".rstrip()
+        yield Said("problem", words, verdict.detail or "are clamd's signatures loaded? see its log")
+        return
+    largest = _ask(scanner, b"\n" * scanner.max_size)
+    if largest.finding is Finding.SKIPPED:
+        size = scanner.max_size
+        yield Said("warning", f"clamd takes less than [clamd] max-size, {size} bytes", "raise its StreamMaxLength")
+
+
+def the_spamd(case: Case) -> Iterator[Said]:
+    """There, which version, and how fast."""
+    scanner = _scanner(case, "spamd")
+    if scanner is None:
+        yield Said("ok", "not configured: nothing is scanned for spam")
+        return
+    verdict = _ask(scanner, case.samples["ham"])
+    if verdict.finding is Finding.FAILED:
+        where = ", ".join(case.settings.spamd.address) if case.settings.spamd else ""
+        yield Said("problem", verdict.reason, f"{verdict.detail}; is spamd running, and does it listen at {where}?")
+        return
+    found = re.search(rb"X-Spam-Checker-Version: (SpamAssassin \S+)", verdict.headers)
+    words = f"{found[1].decode('ascii', 'replace') if found else 'spamd'}, a short message in {verdict.seconds:.2f} s"
+    yield Said("warning", f"{words}: slow", _SLOW_ADVICE) if verdict.seconds > SLOW else Said("ok", words)
+    if verdict.finding is Finding.SPAM:
+        yield Said("warning", "the sample of good mail is spam to it", "see its rules: `deliver sample ham | spamc -R`")
+    yield from _age_of_rules(case)
+
+
+def _age_of_rules(case: Case) -> Iterator[Said]:
+    """sa-update(1) makes one directory for each version; none where spamd runs on another host."""
+    base = os.path.join(case.root, "var/lib/spamassassin")
+    with contextlib.suppress(OSError):
+        times = [os.stat(entry).st_mtime for entry in os.scandir(base) if re.match(r"\d+\.\d+$", entry.name)]
+        days = (case.now - max(times)) / 86400 if times else 0.0
+        if days > OLD_RULES:
+            yield Said("warning", f"SpamAssassin's rules are {days:.0f} days old", "run sa-update from cron")
+
+
+def gtube(case: Case) -> Iterator[Said]:
+    """The test spam must be seen."""
+    scanner = _scanner(case, "spamd")
+    if scanner is None:
+        return
+    verdict = _ask(scanner, case.samples["spam"])
+    if verdict.finding is Finding.SPAM:
+        yield Said("ok", f"GTUBE seen, {verdict.score} points in {verdict.seconds:.2f} s")
+    elif verdict.finding is not Finding.FAILED:
+        yield Said("problem", f"GTUBE was not seen: {verdict.score} points", "spamd runs without its rules: sa-update")
+
+
+def the_service(case: Case) -> Iterator[Said]:
+    """Does it answer at each of its doors?"""
+    doors = [("unix:" + (os.environ.get("DELIVER_SOCKET") or case.settings.service.socket), "")]
+    doors += [(address, "220 ") for address in case.settings.service.lmtp]
+    if not doors[0][0].removeprefix("unix:") or not os.path.exists(doors[0][0].removeprefix("unix:")):
+        yield Said("ok", "not running: each delivery does its own work")
+        return
+    for address, greeting in doors:
+        begun = time.monotonic()
+        try:
+            said = _knock(address, len(greeting))
+        except (OSError, ValueError) as error:
+            yield Said("problem", f"{address}: {error}", "start `deliver serve`, or remove what is left of its socket")
+            continue
+        if said != greeting.encode():
+            yield Said("problem", f"{address}: said {said!r}", "is it `deliver serve` that listens there?")
+        else:
+            yield Said("ok", f"{address} answers in {time.monotonic() - begun:.2f} s")
+
+
+def _knock(address: str, length: int) -> bytes:
+    from deliver.scanners.address import UnixAddress, parse
+
+    where = parse(address)
+    if isinstance(where, UnixAddress):
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connection.settimeout(_WAIT)
+    else:
+        connection = socket.create_connection((where.host, where.port), _WAIT)
+    with connection:
+        if isinstance(where, UnixAddress):
+            connection.connect(where.path)
+        return connection.recv(length, socket.MSG_WAITALL) if length else b""
+
+
+def the_quarantine(case: Case) -> Iterator[Said]:
+    """One for the site is asked here; those in mailboxes with the mailboxes."""
+    directory = case.settings.quarantine.directory
+    if directory.startswith("{maildir}/"):
+        return
+    try:
+        state = os.stat(directory)
+    except FileNotFoundError:
+        above = os.path.dirname(directory)
+        if os.path.isdir(above):
+            yield Said("ok", f"{directory} is made on first use, if whoever delivers may write to {above}")
+        else:
+            yield Said("problem", f"{above} is not there, so {directory} cannot be made", f"mkdir {above}")
+        return
+    except OSError as error:
+        yield Said("problem", f"{directory}: {error.strerror}")
+        return
+    yield _closed(directory, state) or Said("ok", directory)
+
+
+def _closed(path: str, state: os.stat_result) -> Said | None:
+    """What is wrong with a directory in which mail is held."""
+    if not stat.S_ISDIR(state.st_mode) or not state.st_mode & 0o200:
+        return Said("problem", f"{path} is no directory that its owner can write to", f"chmod 700 {path}")
+    if state.st_mode & 0o077:
+        return Said("problem", f"{path} is open to others (mode {state.st_mode & 0o777:o})", f"chmod 700 {path}")
+    return None
+
+
+def the_log(case: Case) -> Iterator[Said]:
+    """A file must be there: whoever makes it first shuts out the others."""
+    path = case.settings.log.to
+    if path in ("syslog", "stderr"):
+        return
+    if not os.path.exists(path):
+        yield Said("warning", f"{path} is not there", "make it with the owner that mail is delivered as, mode 640")
+
+
+def the_mail_server(case: Case) -> Iterator[Said]:
+    """How it calls us, where its files say so."""
+    default = os.path.join(case.root, "var/qmail/control/defaultdelivery")
+    with contextlib.suppress(OSError), open(default, "rb") as file:
+        lines = qmailfile.parse(file.read(qmailfile.LARGEST))
+        yield from _delivering_lines(default, lines)
+    with contextlib.suppress(OSError):
+        yield from _postfix(case)
+
+
+def _postfix(case: Case) -> Iterator[Said]:
+    with open(os.path.join(case.root, "etc/postfix/main.cf"), encoding="utf-8", errors="replace") as file:
+        main = file.read()
+    with open(os.path.join(case.root, "etc/postfix/master.cf"), encoding="utf-8", errors="replace") as file:
+        services = re.sub(r"\n[ \t]+", " ", re.sub(r"(?m)^[ \t]*#.*\n?", "", file.read())).splitlines()
+    for line in services:
+        words = line.split()
+        found = re.search(r"\bargv=(\S*/)?deliver(\s|$)", line)
+        if not words or not found or "dovecot" in (found[1] or ""):
+            continue
+        name = words[0]
+        if not re.search(rf"(?m)^{re.escape(name)}_destination_recipient_limit\s*=\s*1\s*$", main):
+            advice = f"main.cf: {name}_destination_recipient_limit = 1"
+            yield Said("problem", f"Postfix may call {name} once for many recipients, and that is refused", advice)
+        elif "{recipient}" not in line or "{sender}" not in line:
+            advice = "--sender ${sender} --recipient ${recipient}"
+            yield Said("problem", f"master.cf: {name} does not say sender and recipient", advice)
+        else:
+            yield Said("ok", f"Postfix: {name}")
+
+
+def _delivering_lines(path: str, lines: tuple[qmailfile.Line, ...]) -> Iterator[Said]:
+    state = tickbox.state(lines, virtual=True)
+    if state.word == "twice":
+        yield Said("problem", f"{path}: {state.words}", "delete all but one of: " + "; ".join(_delivering(lines)))
+    elif state.word == "maildrop":
+        yield Said("warning", f"{path}: calls maildrop", "`deliver adopt`")
+    for line in lines:
+        if line.kind is Kind.OURS and re.match(rb"\|\s*(\S*/)?preline\s", line.raw):
+            yield Said("warning", f"{path}: calls us through preline", f"not needed, slower: {line.text.strip()}")
+        if len(line.raw) >= 500:
+            yield Said("warning", f"{path}: a line of {len(line.raw)} bytes", "vdelivermail cuts lines at 500 bytes")
+
+
+def _delivering(lines: tuple[qmailfile.Line, ...]) -> list[str]:
+    return [line.text.strip() for line in lines if line.kind in qmailfile.DELIVERING]
+
+
+def mailbox_quota(_case: Case, place: Place) -> Iterator[Said]:
+    """What maildirsize says and what is there."""
+    try:
+        usage = quota.assess(place.fd, None)
+        if usage is None:
+            return
+        size, count = quota.measure(place.fd)
+    except OSError as error:
+        yield Said("warning", f"{place.maildir}: cannot be counted: {error.strerror or error}")
+        return
+    if (usage.size, usage.count) != (size, count):
+        words = f"{place.maildir}: maildirsize says {usage.size} bytes and {usage.count} messages, on disk are "
+        yield Said("warning", f"{words}{size} and {count}", f"deliver quota recount {place.maildir}")
+
+
+def mailbox_folders(case: Case, place: Place) -> Iterator[Said]:
+    """One spam folder, and one that mail programs show."""
+    folder = case.settings.spam.folder
+    there = [name for name in ("Spam", "Junk") if _is_directory(place.fd, f".{name}")]
+    if len(there) > 1:
+        advice = f"spam goes to {folder}: move the other's mail there, and tell the mail program"
+        yield Said("warning", f"{place.maildir}: has both .Spam and .Junk", advice)
+    if is_inbox(folder) or not _is_directory(place.fd, f".{folder}"):
+        return
+    lists = {name: _lines(place.fd, name) for name in (subscriptions.COURIER, subscriptions.DOVECOT)}
+    wanted = {subscriptions.COURIER: {f"INBOX.{folder}"}, subscriptions.DOVECOT: {folder, folder.replace(".", "\t")}}
+    missing = [name for name, found in lists.items() if found is not None and not found & wanted[name]]
+    if missing or not any(found is not None for found in lists.values()):
+        where = ", ".join(missing) or "any list"
+        advice = "the owner subscribes to it in the mail program; else spam is never seen"
+        yield Said("warning", f"{place.maildir}: {folder} is not subscribed in {where}", advice)
+
+
+def _is_directory(directory: int, name: str) -> bool:
+    try:
+        return stat.S_ISDIR(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode)
+    except OSError:
+        return False
+
+
+def _lines(directory: int, name: str) -> set[str] | None:
+    try:
+        return set(qmailfile.read(directory, name)[0].decode("utf-8", "replace").split("\n"))
+    except OSError:
+        return None
+
+
+def mailbox_permissions(case: Case, place: Place) -> Iterator[Said]:
+    """Who may read the mail, write the rules, and reach what is held."""
+    mode = place.state.st_mode
+    if mode & 0o022:
+        yield Said("problem", f"{place.maildir} can be written by others", f"chmod go-w {place.maildir}")
+    elif mode & 0o007:
+        yield Said("warning", f"{place.maildir} can be entered by everybody", f"chmod o= {place.maildir}")
+    if mode & 0o700 != 0o700:
+        yield Said("problem", f"{place.maildir} cannot be used by its owner", f"chmod u+rwx {place.maildir}")
+    directory = case.settings.quarantine.directory
+    if directory.startswith("{maildir}/"):
+        path = directory.removeprefix("{maildir}/")
+        with contextlib.suppress(OSError):
+            state = os.stat(path, dir_fd=place.fd, follow_symlinks=False)
+            full = f"{place.maildir}/{path}"
+            if state.st_uid != place.state.st_uid:
+                owner = f"chown -R --reference={place.maildir} {full}"
+                yield Said("problem", f"{full} does not belong to the Maildir's owner", owner)
+            elif wrong := _closed(full, state):
+                yield wrong
+    if case.settings.user_rules:
+        path = os.path.join(place.home, case.settings.user_rules)
+        with contextlib.suppress(DeliverError):
+            error = configuration.personal(path, case.settings, place.state.st_uid).error
+            if error:
+                yield Said("warning", f"{path}: {error}", f"deliver check --user {path}")
+
+
+def mailbox_qmail(_case: Case, place: Place) -> Iterator[Said]:
+    """What keeps qmail from delivering (dot-qmail(5), qmail-local's checks), and what delivers twice."""
+    path = os.path.join(place.home, tickbox.FILE)
+    try:
+        directory = qmailfile.open_directory(place.home)
+    except OSError:
+        return
+    try:
+        home = os.fstat(directory)
+        try:
+            data, state = qmailfile.read(directory, tickbox.FILE)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            yield Said("warning", f"{path}: {error.strerror or error}")
+            return
+    finally:
+        os.close(directory)
+    if home.st_mode & 0o002:
+        yield Said("problem", f"{place.home} can be written by everybody: qmail defers", f"chmod o-w {place.home}")
+    if home.st_mode & stat.S_ISVTX:
+        yield Said("warning", f"{place.home} is sticky: qmail defers all its mail", f"chmod -t {place.home}")
+    lines = qmailfile.parse(data)
+    if state.st_mode & 0o002:
+        yield Said("problem", f"{path} can be written by everybody: qmail defers", f"chmod o-w {path}")
+    if state.st_mode & 0o111 and any(line.kind is not Kind.FORWARD for line in qmailfile.spoken(lines)):
+        yield Said("problem", f"{path} is executable: qmail defers what it does not forward", f"chmod a-x {path}")
+    if lines and lines[0].kind is Kind.BLANK:
+        yield Said("problem", f"{path}: the first line is blank: qmail defers", "delete that line")
+    yield from _delivering_lines(path, lines)
+
+
+CHECKS: tuple[tuple[str, Callable[[Case], Iterator[Said]]], ...] = (
+    ("configuration", the_configuration),
+    ("clamd", the_clamd),
+    ("EICAR", eicar),
+    ("spamd", the_spamd),
+    ("GTUBE", gtube),
+    ("service", the_service),
+    ("quarantine", the_quarantine),
+    ("log", the_log),
+    ("mail server", the_mail_server),
+)
+
+MAILBOX_CHECKS: tuple[tuple[str, Callable[[Case, Place], Iterator[Said]]], ...] = (
+    ("quota", mailbox_quota),
+    ("folders", mailbox_folders),
+    ("permissions", mailbox_permissions),
+    (".qmail", mailbox_qmail),
+)
+
+
+def examine(case: Case) -> Iterator[tuple[str, Said]]:
+    """Run each check about the site; one that breaks is a problem of its own."""
+    for name, check in CHECKS:
+        try:
+            for said in check(case):
+                yield name, said
+        except Exception as error:
+            yield name, Said("problem", f"the check itself failed: {type(error).__name__}: {error}")
+
+
+def examine_mailbox(case: Case, top: int, path: str, shown: str) -> Iterator[tuple[str, Said]]:
+    """Run each check about the Maildir at ``path`` below the open directory ``top``; says nothing where all is well."""
+    try:
+        descriptor = qmailfile.open_directory(path, top)
+    except OSError as error:
+        yield "permissions", Said("problem", f"{shown}: {error.strerror}")
+        return
+    try:
+        place = Place(descriptor, shown, os.path.dirname(shown), os.fstat(descriptor))
+        for name, check in MAILBOX_CHECKS:
+            try:
+                with tree.as_owner(place.state):
+                    found = list(check(case, place))
+            except Exception as error:
+                found = [Said("problem", f"{shown}: the check itself failed: {type(error).__name__}: {error}")]
+            for said in found:
+                yield name, said
+    finally:
+        os.close(descriptor)

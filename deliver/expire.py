@@ -1,0 +1,139 @@
+"""Old mail leaves the inbox, Sent, Trash and the spam folder, and the quota file is right again.
+
+Messages are deleted one by one through open directories, with the rights of the Maildir's owner and through no symbolic
+link. What is killed half-way has deleted a part; the quota file then says too much until the next count.
+"""
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from typing import NamedTuple
+
+from deliver import quota
+from deliver.config import Config, Expire, personal
+from deliver.errors import DeliverError
+from deliver.qmailfile import open_directory
+from deliver.rules.model import is_inbox
+from deliver.tree import as_owner
+
+CLASSES = ("read", "unread", "sent", "trash", "spam")
+
+
+class Tally(NamedTuple):
+    """How many messages of a class, and their bytes."""
+
+    messages: int = 0
+    size: int = 0
+
+
+class Result(NamedTuple):
+    """What was (or would be) deleted from one Maildir, by class; ``why`` says what went wrong, "" for nothing."""
+
+    maildir: str
+    deleted: dict[str, Tally]
+    why: str = ""
+    spared: bool = False
+
+
+def expire(top: int, path: str, shown: str, config: Config, now: float, *, dry_run: bool = False) -> Result:
+    """Delete what is old from the Maildir at ``path``, relative to the open directory ``top``.
+
+    ``shown`` is its absolute path, for [expire] except; ``now`` in seconds since the epoch. Never raises OSError.
+    """
+    settings = config.expire or Expire()
+    home = os.path.dirname(shown)
+    deleted: dict[str, Tally] = {}
+    if any(fnmatchcase(home, pattern) for pattern in settings.apart):
+        return Result(shown, deleted, spared=True)
+    maildir = -1
+    try:
+        maildir = open_directory(path, top)
+        state = os.fstat(maildir)
+        with as_owner(state):
+            spam = _spam_folder(config, home, state.st_uid)
+            counted = _expire(maildir, settings, spam, now, deleted, dry_run)
+            if counted and not dry_run:
+                quota.recount(maildir)
+    except (OSError, DeliverError) as error:
+        return Result(shown, deleted, getattr(error, "strerror", "") or str(error))
+    finally:
+        if maildir >= 0:
+            os.close(maildir)
+    return Result(shown, deleted)
+
+
+def _spam_folder(config: Config, home: str, uid: int) -> str:
+    """The owner's own name for it counts where the site lets owners choose."""
+    if config.user_rules and "spam.folder" in config.user.may_set:
+        own = personal(os.path.join(home, config.user_rules), config, uid)
+        if own.spam:
+            return own.spam.folder
+    return config.spam.folder
+
+
+def _expire(maildir: int, settings: Expire, spam: str, now: float, deleted: dict[str, Tally], dry_run: bool) -> bool:
+    """Whether anything went that counts towards the quota."""
+    counted = False
+    folders = [("", "read", settings.read), ("", "unread", settings.unread), (".Sent", "sent", settings.sent)]
+    folders.append((".Trash", "trash", settings.trash))
+    if not is_inbox(spam):
+        folders.append((f".{spam}", "spam", settings.spam))
+    for folder, kind, span in folders:
+        if not span:
+            continue
+        for directory, name, state in _messages(maildir, folder):
+            if kind in ("read", "unread") and (kind == "read") != _is_read(name):
+                continue
+            # In these two a message may be much younger than its arrival: moving it changes its ctime alone. Courier's
+            # IMAP_EMPTYTRASH goes by it, too.
+            since = state.st_ctime if kind in ("trash", "spam") else state.st_mtime
+            if since > now - span:
+                continue
+            if not dry_run:
+                try:
+                    os.unlink(name, dir_fd=directory)
+                except FileNotFoundError:  # the owner was faster
+                    continue
+            before = deleted.get(kind, Tally())
+            deleted[kind] = Tally(before.messages + 1, before.size + state.st_size)
+            counted = counted or quota.counts(folder[1:])
+    return counted
+
+
+def _is_read(name: str) -> bool:
+    """maildir(5): the flag S. What lies in cur without it was seen by a program, but not by a person."""
+    return "S" in name.partition(":2,")[2]
+
+
+def _messages(maildir: int, folder: str) -> Iterator[tuple[int, str, os.stat_result]]:
+    """Every message of a folder ("" is the inbox) with the open directory that it lies in."""
+    try:
+        home = open_directory(folder, maildir)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError:  # a symbolic link (ELOOP) is no folder of ours
+        return
+    try:
+        for part in ("cur", "new"):
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                directory = open_directory(part, home)
+                try:
+                    yield from _files(directory)
+                finally:
+                    os.close(directory)
+    finally:
+        os.close(home)
+
+
+def _files(directory: int) -> Iterator[tuple[int, str, os.stat_result]]:
+    for name in os.listdir(directory):
+        if name.startswith("."):
+            continue
+        try:
+            state = os.stat(name, dir_fd=directory, follow_symlinks=False)
+        except FileNotFoundError:
+            continue
+        if stat.S_ISREG(state.st_mode):
+            yield directory, name, state

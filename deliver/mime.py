@@ -1,0 +1,321 @@
+"""The parts of a message (RFC 2045, RFC 2046), read from its chunks in one pass.
+
+The input is any bytes a stranger may send. Nothing here raises; time is linear in the message, and memory holds one
+part at a time, as much of it as the caller wants to keep. What does not follow the RFCs is read as mail programs do:
+a multipart ends where the one around it goes on, headers may end at a boundary, base64 may be full of other characters.
+"""
+
+import binascii
+import re
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+from deliver import headers
+
+DEEPEST = 20
+"""Multiparts and messages in each other; the deepest of 35,000 real ones has 9."""
+
+MOST_PARTS = 10_000
+"""Parts of one message; the largest of the test messages has 3,043."""
+
+MOST_MULTIPARTS = 500
+"""Multiparts of one message: each costs a pattern."""
+
+_TOP_HEADER_CAP = 1024 * 1024
+_HEADER_CAP = 64 * 1024
+_LONGEST_BOUNDARY = 1000  # RFC 2046 section 5.1.1 allows 70, RFC 5322 section 2.1.1 no longer line than 998
+_LONGEST_QUOTED = 10_000  # RFC 2045 section 6.7 allows 76
+_LONGEST_LINE = _LONGEST_BOUNDARY + 50
+
+_FIELD = re.compile(rb"(?mi)^(content-(?:type|disposition|transfer-encoding))[ \t]*:((?:.*)(?:\n[ \t].*)*)")
+_PARAMETER = re.compile(rb';\s*([^\s=;]+)\s*=\s*("(?:[^"\\]|\\.)*"|[^;]*)', re.DOTALL)
+_COMMENT = re.compile(rb"\([^()]*\)")
+_SEGMENT = re.compile(r"(.+?)(?:\*([0-9]{1,3}))?(\*)?")
+_ESCAPED = re.compile(rb'\\(["\\])')
+_TYPE = re.compile(r"[^\s/;]+/[^\s/;]+")
+_NOT_BASE64 = bytes(set(range(256)) - set(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/="))
+
+
+class Part(NamedTuple):
+    """One part that has no parts itself, or a message in the message, which comes before its own parts.
+
+    ``type`` is as declared, in lower case ("text/plain" where that says nothing); "" marks that the rest of the message
+    was not read, since it has too many parts or they lie too deep. ``names`` are all file names that the part gives
+    itself, decoded (RFC 2231, RFC 2047). ``disposition`` is "attachment", "inline" or "". ``parameters`` are the
+    type's, ``inside`` the types around it, the outermost first. ``content`` is decoded, ``complete`` or its front.
+    """
+
+    type: str
+    parameters: dict[str, str]
+    disposition: str = ""
+    names: tuple[str, ...] = ()
+    encoding: str = ""
+    inside: tuple[str, ...] = ()
+    content: bytes = b""
+    complete: bool = True
+
+
+UNREAD = Part("", {}, complete=False)
+
+Keep = Callable[[Part], int]
+"""How many decoded bytes of a part to keep. Asked before any is there, and again with as many as it said."""
+
+
+def parts(chunks: Iterable[bytes], keep: Keep) -> Iterator[Part]:
+    """The parts of the message in ``chunks``, in order."""
+    return _parts(chunks, keep, ())
+
+
+def _parts(chunks: Iterable[bytes], keep: Keep, around: tuple[str, ...]) -> Iterator[Part]:
+    reader = _Reader(chunks)
+    levels = _Levels(around)
+    for number in range(MOST_PARTS):
+        fields = _fields(reader.header(levels.pattern_of_header, _HEADER_CAP if number else _TOP_HEADER_CAP))
+        part = _part(fields, levels.types)
+        boundary = part.parameters.get("boundary", "").encode("utf-8", "replace")
+        is_message = part.type in {"message/rfc822", "message/global"}
+        plain = part.encoding not in {"base64", "quoted-printable"}
+        if reader.ended or not ((part.type.startswith("multipart/") and boundary) or (is_message and plain)):
+            content = _Content(part, keep)
+            if not reader.ended:
+                for piece in reader.until(levels.pattern):
+                    content.add(piece)
+            part = content.part()
+            yield part
+            if is_message and not plain and part.content:
+                if len(part.inside) >= DEEPEST:
+                    yield UNREAD
+                else:
+                    yield from _parts([part.content], keep, (*part.inside, part.type))
+        elif len(levels.types) >= DEEPEST or len(boundary) > _LONGEST_BOUNDARY or levels.made >= MOST_MULTIPARTS:
+            yield UNREAD
+            return
+        elif is_message:
+            yield part
+            levels.enter(part.type, b"")
+            continue
+        else:
+            levels.enter(part.type, boundary)
+            reader.skip(levels.pattern)
+        while reader.found is not None and levels.leave(reader.found):
+            reader.skip(levels.pattern)
+        if reader.found is None:
+            return
+    yield UNREAD
+
+
+class _Levels:
+    """The multiparts and messages that the reader is in."""
+
+    def __init__(self, around: tuple[str, ...]) -> None:
+        self._around = around
+        self._open: list[tuple[str, bytes]] = []
+        self.made = 0
+        self._compile()
+
+    @property
+    def types(self) -> tuple[str, ...]:
+        return (*self._around, *(name for name, _ in self._open))
+
+    def enter(self, name: str, boundary: bytes) -> None:
+        """Into a multipart, or, without boundary, into a message."""
+        self._open.append((name, boundary.rstrip()))
+        if boundary:
+            self.made += 1
+            self._compile()
+
+    def leave(self, found: "re.Match[bytes]") -> bool:
+        """Follow a boundary line; whether it closed its multipart, so that an epilogue comes."""
+        boundary, closes = found["boundary"], found["end"] is not None
+        level = max(index for index, (_, one) in enumerate(self._open) if one == boundary)
+        changed = any(one for _, one in self._open[level + 1 :]) or closes
+        del self._open[level if closes else level + 1 :]
+        if changed:
+            self._compile()
+        return closes
+
+    def _compile(self) -> None:
+        # Only lines that are boundaries stop the search, which otherwise runs at the speed of C.
+        names = b"|".join(re.escape(boundary) for _, boundary in self._open if boundary)
+        lines = rb"--(?P<boundary>%s)(?P<end>--)?[ \t]*\r?\n" % names if names else rb"(?!)(?P<boundary>)(?P<end>)"
+        self.pattern = re.compile(rb"\n" + lines)
+        self.pattern_of_header = re.compile(rb"\n(?:\r?\n|%s)" % lines)
+
+
+class _Reader:
+    """The bytes of a message, up to one line or another. ``found`` is the line that ended the last reading."""
+
+    def __init__(self, chunks: Iterable[bytes]) -> None:
+        self._chunks = iter(chunks)
+        self._buffer = b"\n"  # what stands before the next byte: so the first line begins as all others do
+        self._at = 1
+        self._done = False
+        self.found: re.Match[bytes] | None = None
+
+    def until(self, pattern: "re.Pattern[bytes]") -> Iterator[bytes]:
+        """What comes before the first match, which begins with the newline of the line before; then that is passed."""
+        while True:
+            self.found = pattern.search(self._buffer, self._at - 1)
+            if self.found:
+                yield self._buffer[self._at : self.found.start()]
+                self._at = self.found.end()
+                return
+            if self._done:
+                yield self._buffer[self._at :]
+                self._at = len(self._buffer)
+                return
+            end = len(self._buffer)
+            newline = self._buffer.rfind(b"\n", max(self._at - 1, end - _LONGEST_LINE))
+            keep = end if newline < 0 else max(newline, self._at)
+            yield self._buffer[self._at : keep]
+            self._fill(keep)
+
+    def skip(self, pattern: "re.Pattern[bytes]") -> None:
+        """Pass over all up to the match."""
+        for _ in self.until(pattern):
+            pass
+
+    def header(self, pattern: "re.Pattern[bytes]", cap: int) -> bytes:
+        """The header that begins here, at most so many bytes of it."""
+        block = bytearray()
+        for piece in self.until(pattern):
+            block += piece[: max(cap - len(block), 0)]
+        return bytes(block)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the header just read had no body behind it: the message was at its end, or a boundary came."""
+        return self.found is None or self.found["boundary"] is not None
+
+    def _fill(self, keep: int) -> None:
+        chunk = next(self._chunks, b"")
+        # One byte before the next stays: a line begins where that is a newline.
+        self._buffer = self._buffer[keep - 1 :] + chunk
+        self._at = 1
+        if not chunk:
+            self._done = True
+            if not self._buffer.endswith(b"\n"):
+                self._buffer += b"\n"  # the last line may be a boundary
+
+
+class _Content:
+    """What is kept of one part's content, decoded as it comes."""
+
+    def __init__(self, part: Part, keep: Keep) -> None:
+        self._part = part
+        self._keep = keep
+        self._limit = keep(part)
+        self._content = bytearray()
+        self._tail = b""  # what cannot be decoded without what follows
+        self._decode = {"base64": _base64, "quoted-printable": _quoted}.get(part.encoding, _plain)
+        self._dropped = False
+
+    def add(self, piece: bytes) -> None:
+        """The next bytes, still encoded."""
+        if self._limit <= 0 or self._dropped:
+            self._dropped = self._dropped or bool(piece)
+            return
+        decoded, self._tail = self._decode(self._tail + piece, False)
+        self._take(decoded)
+
+    def part(self) -> Part:
+        """The part with its content; nothing can be added any more."""
+        if self._limit > 0 and not self._dropped:
+            self._take(self._decode(self._tail, True)[0])
+        content, self._content = bytes(self._content), bytearray()
+        return self._part._replace(content=content, complete=not self._dropped)
+
+    def _take(self, decoded: bytes) -> None:
+        self._content += decoded
+        while len(self._content) > self._limit:
+            more = self._keep(self._part._replace(content=bytes(self._content[: self._limit])))
+            if more <= self._limit:
+                del self._content[self._limit :]
+                self._dropped = True
+            self._limit = max(more, self._limit)
+
+
+# Each returns what is decoded of the bytes so far, and what it cannot decode without those that follow.
+
+
+def _plain(raw: bytes, _last: bool) -> tuple[bytes, bytes]:
+    return raw, b""
+
+
+def _base64(raw: bytes, last: bool) -> tuple[bytes, bytes]:
+    *pieces, tail = raw.translate(None, _NOT_BASE64).split(b"=")
+    whole = len(tail) if last else len(tail) - len(tail) % 4
+    decoded = []
+    for piece in (*pieces, tail[:whole]):
+        if piece:
+            letters = piece[:-1] if len(piece) % 4 == 1 else piece  # six bits are no byte
+            decoded.append(binascii.a2b_base64(letters + b"=" * (-len(letters) % 4)))
+    return b"".join(decoded), tail[whole:]
+
+
+def _quoted(raw: bytes, last: bool) -> tuple[bytes, bytes]:
+    end = len(raw) if last else raw.rfind(b"\n") + 1
+    if not end and len(raw) > _LONGEST_QUOTED:
+        cut = raw.find(b"=", len(raw) - 3)
+        end = cut if cut > 0 else len(raw)
+    return binascii.a2b_qp(raw[:end]), raw[end:]
+
+
+def _fields(block: bytes) -> dict[bytes, bytes]:
+    found: dict[bytes, bytes] = {}
+    for field in _FIELD.finditer(block.replace(b"\r\n", b"\n")):
+        found.setdefault(field[1].lower(), field[2])
+    return found
+
+
+def _part(fields: dict[bytes, bytes], inside: tuple[str, ...]) -> Part:
+    kind, parameters = parameters_of(fields.get(b"content-type", b""))
+    disposition, more = parameters_of(fields.get(b"content-disposition", b""))
+    if not _TYPE.fullmatch(kind):
+        # RFC 2046 section 5.1.5: what stands in a digest is a message.
+        kind = "message/rfc822" if inside[-1:] == ("multipart/digest",) else "text/plain"
+    encoding = _COMMENT.sub(b"", fields.get(b"content-transfer-encoding", b"")).decode("latin-1").strip().lower()
+    names = [more.get(key, "") for key in ("filename", "filename*")] + [
+        parameters.get(key, "") for key in ("name", "name*")
+    ]
+    return Part(kind, parameters, disposition, tuple(dict.fromkeys(filter(None, names))), encoding, inside)
+
+
+def parameters_of(value: bytes) -> tuple[str, dict[str, str]]:
+    """The word at the front of a Content-Type or Content-Disposition, in lower case, and the parameters behind it.
+
+    Of two parameters of one name the first counts. "name*" is the value in RFC 2231's form, joined and decoded; it may
+    differ from the "name" that stands beside it for old programs.
+    """
+    front, semicolon, rest = value.partition(b";")
+    word = _COMMENT.sub(b"", front).decode("latin-1").strip().lower()
+    plain: dict[str, str] = {}
+    extended: dict[str, dict[int, tuple[bytes, bool]]] = {}
+    for found in _PARAMETER.finditer(semicolon + rest):
+        name = found[1].decode("latin-1").lower()
+        raw = found[2].strip()
+        raw = _ESCAPED.sub(rb"\1", raw[1:-1]) if raw[:1] == b'"' == raw[-1:] and len(raw) > 1 else raw.strip(b'"')
+        base, number, encoded = _SEGMENT.fullmatch(name).groups()  # type: ignore[union-attr] # it matches every name
+        if number is None and encoded is None:
+            plain.setdefault(name, headers.decode(raw))
+        else:
+            extended.setdefault(base, {}).setdefault(int(number or 0), (raw, encoded is not None))
+    for base, segments in extended.items():
+        plain[f"{base}*"] = _joined(segments)
+        plain.setdefault(base, plain[f"{base}*"])
+    return word, plain
+
+
+def _joined(segments: dict[int, tuple[bytes, bool]]) -> str:
+    """RFC 2231 sections 3 and 4: pieces in order, percent-encoded where their name ends in "*"."""
+    charset = b""
+    pieces: list[bytes] = []
+    for number in sorted(segments):
+        raw, encoded = segments[number]
+        if encoded:
+            if not pieces and raw.count(b"'") >= 2:
+                charset, _, raw = raw.split(b"'", 2)
+            raw = re.sub(rb"%([0-9A-Fa-f]{2})", lambda found: bytes([int(found[1], 16)]), raw)
+        pieces.append(raw)
+    text = headers.in_charset(b"".join(pieces), charset.decode("latin-1"))
+    return " ".join(text.split("\n")).strip()

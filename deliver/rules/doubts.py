@@ -1,0 +1,207 @@
+"""Rules that can never match, told from what stands in the file. Only `deliver check` asks.
+
+What is said is certain: where a pattern could mean anything, nothing is said. Fields of which a message has one (From,
+Subject, ...) are taken to stand there once.
+"""
+
+import math
+import re
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from deliver.units import parse_size
+from deliver.values import Problem
+
+_SINGLE = ("from", "reply-to", "subject", "list-id", "message-id", "sender", "recipient", "extension")
+"""Conditions on something that a message has once. To and Cc name many."""
+
+_NUMBERS: dict[str, Callable[[str], float]] = {"size": parse_size, "score": float}
+_COMPARISON = re.compile(r"\s*(>=|<=|>|<|=)?\s*(.*?)\s*", re.DOTALL)
+_PLACING = ("file", "forward", "pipe", "discard", "bounce", "quarantine")
+
+
+class _Alternative(NamedTuple):
+    """One of the values that a condition accepts. ``literal`` is the only one, None where there are many.
+
+    ``accepts`` says whether a value passes; None where that cannot be told here.
+    """
+
+    literal: str | None
+    accepts: Callable[[str], bool] | None
+
+
+def doubts(tables: object) -> list[Problem]:
+    """Warnings about the raw value of a file's key `rule`. Whatever is no rule is passed over."""
+    rules = [(index, rule) for index, rule in enumerate(tables if isinstance(tables, list) else [])]
+    rules = [(index, rule) for index, rule in rules if isinstance(rule, dict)]
+    found = []
+    for index, rule in rules:
+        when = rule.get("when")
+        if isinstance(when, dict) and (why := _impossible(when)):
+            found.append(Problem(("rule", index, "when"), f"no message can match: {why}", warning=True))
+    return found + list(_hidden(rules))
+
+
+def _hidden(rules: list[tuple[int, dict[str, Any]]]) -> Iterator[Problem]:
+    """Rules behind one that places every message which they match."""
+    order = sorted(rules, key=lambda item: item[1].get("stage") == "after")
+    for place, (index, rule) in enumerate(order):
+        for above, earlier in order[:place]:
+            wide = earlier.get("when")
+            if (
+                isinstance(wide, dict)
+                and wide
+                and any(earlier.get(key, False) is not False for key in _PLACING)
+                and _sees(earlier) in ("all", _sees(rule))
+                and isinstance(rule.get("when"), dict)
+                and all(rule["when"].get(key) == value for key, value in wide.items())
+            ):
+                text = f"rule {above + 1} places every message that this one could match; this one is never asked"
+                yield Problem(("rule", index), text, warning=True)
+                break
+
+
+def _sees(rule: dict[str, Any]) -> object:
+    return "all" if rule.get("never-spam") is True else rule.get("sees", "ham")
+
+
+def _impossible(when: dict[str, Any]) -> str:
+    """Why all conditions of a table cannot hold together; "" where they may."""
+    wanted: dict[str, list[object]] = {}
+    unwanted: dict[str, list[object]] = {}
+    _collect(when, wanted, unwanted)
+    for name, values in wanted.items():
+        if name in _NUMBERS:
+            why = _no_number(name, values)
+        elif name in ("spam", "virus"):
+            why = f"{name} cannot be true and false" if True in values and False in values else ""
+        else:
+            why = _no_text(name, values, unwanted.get(name, []))
+        if why:
+            return why
+    return ""
+
+
+def _collect(when: dict[str, Any], wanted: dict[str, list[object]], unwanted: dict[str, list[object]]) -> None:
+    """Every condition that must hold, and of `not` those that stand alone in their table, by what they look at."""
+    for key, value in when.items():
+        if key == "all" and isinstance(value, list):
+            for table in value:
+                if isinstance(table, dict):
+                    _collect(table, wanted, unwanted)
+        elif key == "not":
+            for table in value if isinstance(value, list) else [value]:
+                if isinstance(table, dict) and len(table) == 1:
+                    _collect(table, unwanted, {})
+        elif key == "header" and isinstance(value, dict):
+            for field, test in value.items():
+                wanted.setdefault(f"header {field.lower()}", []).append(test)
+        elif key in _SINGLE or key in _NUMBERS or key in ("spam", "virus"):
+            wanted.setdefault(key, []).append(value)
+
+
+# --- text --------------------------------------------------------------------------------------------------------
+
+
+def _no_text(name: str, wanted: list[object], unwanted: list[object]) -> str:
+    tests = [list(_alternatives(value)) for value in wanted]
+    exact = [test for test in tests if test and all(one.literal is not None for one in test)]
+    for test in exact:
+        left = [one.literal for one in test if all(_may_be(one.literal or "", other) for other in tests)]
+        if not left:
+            values = " and ".join(sorted({f'"{one.literal}"' for other in exact for one in other}))
+            more = "" if len(exact) > 1 else " and what else it must be"
+            return f"{name} cannot be {values}{more} at the same time"
+        refused = [other for value in unwanted for other in _alternatives(value)]
+        if all(any(other.accepts and other.accepts(value or "") for other in refused) for value in left):
+            return f"`not` excludes every {name} that it wants"
+    return ""
+
+
+def _may_be(value: str, test: list[_Alternative]) -> bool:
+    return not test or any(one.accepts is None or one.accepts(value) for one in test)
+
+
+def _alternatives(value: object) -> Iterator[_Alternative]:
+    if isinstance(value, list):
+        for one in value:
+            yield from _alternatives(one)
+    elif isinstance(value, str):
+        yield _glob(value)
+    elif isinstance(value, dict) and len(value) == 1:
+        ((way, wanted),) = value.items()
+        for text in wanted if isinstance(wanted, list) else [wanted]:
+            if way == "is" and isinstance(text, str):
+                yield _literal(text)
+            elif way == "matches" and isinstance(text, str):
+                yield _glob(text)
+            elif way == "contains" and isinstance(text, str):
+                yield _containing(text.casefold())
+            else:
+                yield _Alternative(None, None)
+    else:
+        yield _Alternative(None, None)
+
+
+def _containing(part: str) -> _Alternative:
+    return _Alternative(None, lambda found: part in found.casefold())
+
+
+def _literal(text: str) -> _Alternative:
+    return _Alternative(text, lambda found: found.casefold() == text.casefold())
+
+
+def _glob(glob: str) -> _Alternative:
+    r"""As conditions have it: only ``*`` and ``?`` are special, ``\`` escapes."""
+    parts = re.findall(r"\\.|[*?]|[^\\*?]+", glob, re.DOTALL)
+    if not any(part in ("*", "?") for part in parts):
+        return _literal("".join(part.removeprefix("\\") for part in parts))
+    pattern = "".join({"*": ".*", "?": "."}.get(part, re.escape(part.removeprefix("\\"))) for part in parts)
+    # Only ever asked about a literal of the same file; `check` may take its time.
+    return _Alternative(None, lambda found: re.fullmatch(f"(?si:{pattern})", found) is not None)
+
+
+# --- numbers -----------------------------------------------------------------------------------------------------
+
+_Span = tuple[float, bool, float, bool]
+"""From, whether itself, to, whether itself."""
+
+_EVERYTHING: _Span = (-math.inf, True, math.inf, True)
+
+
+def _no_number(name: str, values: list[object]) -> str:
+    left = [_EVERYTHING]
+    for value in values:
+        spans = [_span(one, name) for one in (value if isinstance(value, list) else [value])]
+        left = [both for one in left for other in spans if (both := _both(one, other))]
+        if not left:
+            words = " and ".join(f'"{one}"' if isinstance(one, str) else str(one) for one in values)
+            return f"no {name} is {words}"
+    return ""
+
+
+def _span(value: object, name: str) -> _Span:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return (float(value), True, float(value), True)
+    if not isinstance(value, str):
+        return _EVERYTHING
+    found = _COMPARISON.fullmatch(value)
+    try:
+        number = float(_NUMBERS[name](found[2] if found else ""))
+    except ValueError:
+        return _EVERYTHING
+    return {
+        ">": (number, False, math.inf, True),
+        ">=": (number, True, math.inf, True),
+        "<": (-math.inf, True, number, False),
+        "<=": (-math.inf, True, number, True),
+    }.get(found[1] if found and found[1] else "=", (number, True, number, True))
+
+
+def _both(one: _Span, other: _Span) -> _Span | None:
+    """What lies in both; None for nothing. (lower bound: the greater, at the same place the one without it)"""
+    low, with_low = max((one[0], not one[1]), (other[0], not other[1]))
+    high, with_high = min((one[2], one[3]), (other[2], other[3]))
+    if low > high or (low == high and (with_low or not with_high)):
+        return None
+    return (low, not with_low, high, with_high)

@@ -1,0 +1,157 @@
+"""DKIM signatures (RFC 6376), verified by dkimpy with keys that dnspython fetches.
+
+One deadline holds for all signatures of a message together, and a message over a size is not looked at: dkimpy wants it
+in memory. What it raises on hostile signatures is one more result (RFC 8601 section 2.7.1).
+"""
+
+import re
+import time
+from collections.abc import Callable
+from typing import Any
+
+from deliver.rules.model import CannotTell, Signature
+from deliver.values import Content
+
+MOST = 8
+"""Signatures that are verified, from the top. RFC 6376 section 6.1 lets a verifier limit them; real mail has three."""
+
+LARGEST_HEADER = 128 * 1024
+"""Bytes of a header. dkimpy takes time quadratic in the lines of one folded field."""
+
+LONGEST_KEY = 2000
+"""Characters of a key's p=; one of 8192 bits has 1416. Whoever signs chooses how long checking takes."""
+
+Fetch = Callable[[str, float], bytes | None]
+"""The TXT record of a name, asked for at most so many seconds; None where there is none. Raises NoAnswer."""
+
+
+class NoAnswer(Exception):
+    """The DNS did not say; it may later."""
+
+
+def verify(content: Content, timeout: float, max_size: int, fetch: Fetch | None = None) -> tuple[Signature, ...]:
+    """The signatures of a message in their order, verified within ``timeout`` seconds of DNS.
+
+    A result is "pass", "fail", "neutral" for a signature that is none, "policy" for a signed key that is too short,
+    "permerror" for an unusable key, "temperror" where the DNS did not answer. Raises CannotTell for a message of more
+    than ``max_size`` bytes.
+    """
+    fields = content.fields("dkim-signature")
+    if not fields:
+        return ()
+    if content.size > max_size:
+        raise CannotTell(f"with {content.size:,} bytes it is too large for its signatures to be verified")
+    message = b"".join(content.chunks())
+    end = re.search(rb"\n\r?\n", message)
+    if (end.start() if end else len(message)) > LARGEST_HEADER:
+        raise CannotTell("its header is too large for its signatures to be verified")
+    import logging
+
+    import dkim
+
+    dkim.canonicalization.strip_trailing_whitespace = _without_trailing_blanks
+    silent = logging.getLogger("deliver.dkim")
+    silent.setLevel(logging.CRITICAL + 1)
+    try:
+        one = dkim.DKIM(message, logger=silent, minkey=1024)
+    except Exception as error:  # dkimpy promises nothing for headers that are none
+        return (Signature("neutral", "", f"the header cannot be read: {error}"),)
+    keys = _Keys(fetch or txt_record, time.monotonic() + timeout)
+    return tuple(_verified(one, index, keys) for index in range(min(len(fields), MOST)))
+
+
+def _without_trailing_blanks(body: bytes) -> bytes:
+    """In place of dkimpy's own, a pattern that takes time quadratic in a line's blanks (RFC 6376 section 3.4.4)."""
+    *lines, last = body.split(b"\r\n")
+    return b"\r\n".join([*(line.rstrip(b" \t") for line in lines), last])
+
+
+def _verified(one: Any, index: int, keys: "_Keys") -> Signature:
+    import dkim
+    from dkim.util import InvalidTagValueList
+
+    domain = ""
+    keys.failure = ""
+    try:
+        prepared = one.verify_headerprep(index)
+        if not prepared:
+            return Signature("neutral", "", "there is no such signature")
+        fields, names, headers = prepared
+        domain = fields[b"d"].decode("ascii", "replace").lower()
+        if not _DOMAIN.fullmatch(domain):
+            return Signature("neutral", "", "d= is no domain")
+        if one.verify_sig(fields, names, headers[index], keys.get):
+            return Signature("pass", domain)
+        return Signature("permerror" if keys.failure else "fail", domain, keys.failure or "the signature does not fit")
+    except NoAnswer as error:
+        return Signature("temperror", domain, str(error))
+    except dkim.UnknownKeyTypeError as error:
+        return Signature("permerror", domain, f"unknown type of key: {error}")
+    except dkim.KeyFormatError as error:
+        small = "too small" in str(error)
+        return Signature("policy" if small else "permerror", domain, str(error))
+    except dkim.ValidationError as error:
+        broken = "mismatch" in str(error)
+        return Signature("fail" if broken else "neutral", domain, "the body was changed" if broken else str(error))
+    except (dkim.DKIMException, InvalidTagValueList) as error:
+        return Signature("neutral", domain, str(error))
+    except Exception as error:  # dkimpy promises nothing for signatures that are made to break it
+        return Signature("neutral", domain, f"{type(error).__name__}: {error}")
+
+
+_DOMAIN = re.compile(r"[a-z0-9_](?:[a-z0-9_.-]{0,250}[a-z0-9])?")
+
+
+class _Keys:
+    """Public keys from the DNS, each name asked once, until the deadline. ``failure`` says why the last is unusable."""
+
+    def __init__(self, fetch: Fetch, deadline: float) -> None:
+        self._fetch = fetch
+        self._deadline = deadline
+        self._answers: dict[str, bytes | None] = {}
+        self.failure = ""
+
+    def get(self, name: bytes, timeout: float = 0) -> bytes | None:
+        """What dkimpy calls; its own timeout counts for each signature, and ours for all."""
+        del timeout
+        wanted = name.decode("ascii", "replace")
+        if wanted not in self._answers:
+            left = self._deadline - time.monotonic()
+            if left <= 0:
+                raise NoAnswer("the DNS took too long")
+            self._answers[wanted] = self._fetch(wanted, left)
+        answer = self._answers[wanted]
+        # dkimpy answers False for a key that it cannot read, as for a signature that does not fit.
+        self.failure = _fault(answer)
+        return None if self.failure else answer
+
+
+def _fault(record: bytes | None) -> str:
+    """What is wrong with a key record (RFC 6376 section 3.6.1), "" if nothing is."""
+    if record is None:
+        return "there is no key"
+    found = re.search(rb"(?:\A|;)\s*p\s*=([^;]*)", record)
+    if found is None:
+        return "the key record has no p="
+    if not found[1].strip():
+        return "the key was revoked"
+    return "the key is too long" if len(found[1]) > LONGEST_KEY else ""
+
+
+def txt_record(name: str, timeout: float) -> bytes | None:
+    """See Fetch; asks the resolvers of resolv.conf(5)."""
+    import dns.exception
+    import dns.name
+    import dns.resolver
+
+    try:
+        wanted = dns.name.from_text(name)
+    except (dns.exception.DNSException, ValueError):  # no name that the DNS could have
+        return None
+    try:
+        answer: Any = dns.resolver.resolve(wanted, "TXT", lifetime=timeout, search=False)
+    except (dns.resolver.NXDOMAIN, dns.resolver.NoAnswer, dns.resolver.YXDOMAIN):
+        return None
+    except (dns.exception.DNSException, OSError) as error:
+        raise NoAnswer(f"the DNS did not answer: {type(error).__name__}") from error
+    return next((b"".join(record.strings) for record in answer), None)

@@ -1,0 +1,78 @@
+"""What lies in a tree of mailboxes: .qmail files and Maildirs. No symbolic link in it is ever followed."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from deliver.qmailfile import open_directory
+
+
+class Found(NamedTuple):
+    """``kind`` is "qmail", "link" (a .qmail file that is a symbolic link), "maildir" or "failed", which says ``why``.
+
+    ``path`` is relative to the tree's top.
+    """
+
+    kind: str
+    path: str
+    why: str = ""
+
+
+def walk(top: int) -> Iterator[Found]:
+    """Everything below the open directory ``top``, in order; itself, if it is a Maildir, as "". Not inside Maildirs."""
+    yield from _walk(open_directory("", top), "")
+
+
+def _walk(directory: int, path: str) -> Iterator[Found]:
+    """``directory`` is closed here; ``path`` ends in "/", or is "" at the top."""
+    try:
+        try:
+            with os.scandir(directory) as found:
+                entries = sorted(found, key=lambda entry: entry.name)
+        except OSError as error:
+            yield Found("failed", path, str(error.strerror))
+            return
+        if {"cur", "new", "tmp"} <= {entry.name for entry in entries}:
+            yield Found("maildir", path.rstrip("/"))
+            return
+        for entry in entries:
+            below = f"{path}{entry.name}"
+            if entry.name.startswith(".qmail"):
+                if entry.is_symlink():
+                    yield Found("link", below, "is a symbolic link, which is not followed")
+                elif entry.is_file(follow_symlinks=False):
+                    yield Found("qmail", below)
+            elif entry.is_dir(follow_symlinks=False):
+                if entry.name == "Maildir":  # no need to read what may be large
+                    yield Found("maildir", below)
+                    continue
+                try:
+                    descriptor = open_directory(entry.name, directory)
+                except OSError as error:
+                    yield Found("failed", below, str(error.strerror))
+                    continue
+                yield from _walk(descriptor, f"{below}/")
+    finally:
+        os.close(directory)
+
+
+@contextlib.contextmanager
+def as_owner(state: os.stat_result) -> Iterator[None]:
+    """Work with the owner's rights, where we are root: what is made is the owner's, and a planted link leads nowhere.
+
+    What is root's own nobody else has planted. Another user than root goes on as it is.
+    """
+    if os.geteuid() != 0 or state.st_uid == 0:
+        yield
+        return
+    groups, gid = os.getgroups(), os.getegid()
+    try:
+        os.setgroups([])
+        os.setegid(state.st_gid)
+        os.seteuid(state.st_uid)
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(gid)
+        os.setgroups(groups)

@@ -1,0 +1,267 @@
+"""doctor: real scanners are found well, broken parts are found broken, and each is told what to do."""
+
+import json
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import servers
+from click.testing import CliRunner
+from main_job import own
+
+from deliver import config, doctor
+from deliver.commands import cli
+from deliver.commands.sample import sample_message
+from deliver.doctor import Said
+
+SAMPLES = {kind: sample_message(kind).encode() for kind in ("ham", "spam", "virus")}
+
+
+def case(directory: Path, text: str) -> doctor.Case:
+    """What is examined, with this configuration."""
+    path = directory / "site.toml"
+    path.write_text(text)
+    path.chmod(0o644)
+    settings, _ = config.read(str(path))
+    return doctor.Case(str(path), settings, SAMPLES, str(directory), time.time())
+
+
+def levels(found: list[Said]) -> list[str]:
+    return [one.level for one in found]
+
+
+def words(found: list[Said]) -> str:
+    return "\n".join(f"{one.words} -> {one.advice}" for one in found)
+
+
+def test_real_scanners_are_well(tmp_path: Path, clamd_server: servers.Server, spamd_server: servers.Server) -> None:
+    one = case(tmp_path, f'[clamd]\naddress = "{clamd_server.address}"\n[spamd]\naddress = "{spamd_server.address}"\n')
+    assert "EICAR seen as Eicar-Test-Signature" in words(list(doctor.eicar(one)))
+    assert levels(list(doctor.eicar(one))) == ["ok"]
+    found = list(doctor.gtube(one))
+    assert (levels(found), "GTUBE seen" in words(found)) == (["ok"], True)
+    assert words(list(doctor.the_spamd(one))).startswith("SpamAssassin ")
+    # The test's clamd has one signature of its own, and no version of those of the vendor.
+    assert "ClamAV" in words(list(doctor.the_clamd(one)))
+
+
+def test_a_clamd_that_takes_less_than_we_send(tmp_path: Path, clamd_server: servers.Server) -> None:
+    one = case(tmp_path, f'[clamd]\naddress = "{clamd_server.address}"\nmax-size = "26 MiB"\n')
+    assert "StreamMaxLength" in words(list(doctor.eicar(one)))
+
+
+def test_scanners_that_are_not_there(tmp_path: Path) -> None:
+    one = case(tmp_path, f'[clamd]\naddress = "unix:{tmp_path}/c"\n[spamd]\naddress = "unix:{tmp_path}/s"\n')
+    for check in (doctor.the_clamd, doctor.eicar, doctor.the_spamd):
+        assert levels(list(check(one))) == ["problem"], check
+    assert "is clamd running" in words(list(doctor.the_clamd(one)))
+    assert "is spamd running" in words(list(doctor.the_spamd(one)))
+
+
+@pytest.mark.parametrize(("days", "level"), [(0, "ok"), (2, "ok"), (5, "warning")])
+def test_age_of_signatures(tmp_path: Path, days: int, level: str) -> None:
+    """The form of VERSION is clamd(8)'s."""
+    made = time.strftime("%a %b %d %H:%M:%S %Y", time.gmtime(time.time() - days * 86400))
+    answer = servers.answer(f"ClamAV 1.4.3/27000/{made}\n".encode())
+    with servers.Scripted(tmp_path, servers.read_some(8), answer) as peer:
+        found = list(doctor.the_clamd(case(tmp_path, f'[clamd]\naddress = "{peer.address}"\n')))
+    assert levels(found) == [level]
+    assert f"signatures 27000, {days} days old" in words(found)
+
+
+def spamds(header: bytes, spam: bytes) -> bytes:
+    """An answer to HEADERS (spamd/PROTOCOL)."""
+    body = header + b"\r\n\r\n"
+    head = b"SPAMD/1.1 0 EX_OK\r\nContent-length: %d\r\nSpam: %s\r\n\r\n" % (len(body), spam)
+    return head + body
+
+
+def test_a_slow_spamd_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "SLOW", 0.1)
+    answer = servers.answer(spamds(b"X-Spam-Status: No, score=0.0 required=5.0", b"False ; 0.0 / 5.0"))
+    with servers.Scripted(tmp_path, servers.read_all, servers.wait(0.2), answer) as peer:
+        found = list(doctor.the_spamd(case(tmp_path, f'[spamd]\naddress = "{peer.address}"\n')))
+    assert levels(found) == ["warning"]
+    for word in ("resolver", "DCC", "Razor", "Pyzor"):
+        assert word in words(found)
+
+
+def test_a_spamd_that_sees_no_spam(tmp_path: Path) -> None:
+    answer = servers.answer(spamds(b"X-Spam-Status: No, score=0.0 required=5.0", b"False ; 0.0 / 5.0"))
+    with servers.Scripted(tmp_path, servers.read_all, answer) as peer:
+        found = list(doctor.gtube(case(tmp_path, f'[spamd]\naddress = "{peer.address}"\n')))
+    assert levels(found) == ["problem"]
+
+
+def test_the_configuration(tmp_path: Path) -> None:
+    one = case(tmp_path, '[spam]\nfolder = "../x"\n')
+    assert "deliver check" in words(list(doctor.the_configuration(one)))
+    one = case(tmp_path, 'maildir = "Maildir"\n')
+    assert levels(list(doctor.the_configuration(one))) == ["ok"]
+    Path(one.path).chmod(0o666)
+    assert levels(list(doctor.the_configuration(one))) == ["problem"]
+    Path(one.path).chmod(0o640)
+    assert levels(list(doctor.the_configuration(one))) == ["warning"]
+    Path(one.path).unlink()
+    assert levels(list(doctor.the_configuration(one))) == ["problem"]
+
+
+def test_the_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    door = tmp_path / "sock"
+    monkeypatch.setenv("DELIVER_SOCKET", str(door))
+    with servers.Scripted(tmp_path, servers.answer(b"220 host LMTP\r\n")) as lmtp:
+        one = case(tmp_path, f'[service]\nlmtp = ["{lmtp.address}"]\n')
+        assert "not running" in words(list(doctor.the_service(one)))
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(door))
+            assert levels(list(doctor.the_service(one))) == ["problem", "ok"]
+            listener.listen()
+            assert levels(list(doctor.the_service(one))) == ["ok", "ok"]
+
+
+def test_the_quarantine(tmp_path: Path) -> None:
+    held = tmp_path / "held"
+    one = case(tmp_path, f'[quarantine]\ndirectory = "{held}"\n')
+    assert levels(list(doctor.the_quarantine(one))) == ["ok"]
+    held.mkdir(mode=0o755)
+    assert "chmod 700" in words(list(doctor.the_quarantine(one)))
+    held.chmod(0o700)
+    assert levels(list(doctor.the_quarantine(one))) == ["ok"]
+    assert levels(list(doctor.the_quarantine(case(tmp_path, '[quarantine]\ndirectory = "/nowhere/held"\n')))) == [
+        "problem"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("limit", "arguments", "level"),
+    [
+        ("deliver_destination_recipient_limit = 1", "--sender ${sender} --recipient ${recipient}", "ok"),
+        ("", "--sender ${sender} --recipient ${recipient}", "problem"),
+        ("deliver_destination_recipient_limit=1", "--recipient ${recipient}", "problem"),
+    ],
+)
+def test_postfix(tmp_path: Path, limit: str, arguments: str, level: str) -> None:
+    """As docs/install-postfix.md wants it."""
+    (tmp_path / "etc" / "postfix").mkdir(parents=True)
+    (tmp_path / "etc/postfix/main.cf").write_text(f"{limit}\n")
+    (tmp_path / "etc/postfix/master.cf").write_text(
+        f"smtp inet n - y - - smtpd\n# x\ndeliver unix - n n - - pipe\n  flags=R user=vmail\n  argv=/usr/local/bin/deliver {arguments}\n"
+        "dovecot unix - n n - - pipe\n  argv=/usr/lib/dovecot/deliver -d x\n"
+    )
+    assert levels(list(doctor.the_mail_server(case(tmp_path, 'maildir = "Maildir"\n')))) == [level]
+
+
+@pytest.fixture
+def home(scratch: Path) -> Path:
+    home = scratch / "domains" / "you"
+    for part in ("new", "cur", "tmp"):
+        (home / "Maildir" / part).mkdir(parents=True)
+    (home / "Maildir").chmod(0o700)
+    return home
+
+
+def examined(home: Path, text: str = 'maildir = "Maildir"\n') -> Iterator[tuple[str, Said]]:
+    """What is said of the mailbox."""
+    from deliver.qmailfile import open_directory
+
+    own(home)
+    top = open_directory(str(home))
+    return doctor.examine_mailbox(case(home.parent.parent, text), top, "Maildir", str(home / "Maildir"))
+
+
+def folder(home: Path, name: str) -> None:
+    for part in ("new", "cur", "tmp"):
+        (home / "Maildir" / f".{name}" / part).mkdir(parents=True)
+
+
+def test_a_mailbox_that_is_well(home: Path) -> None:
+    folder(home, "Spam")
+    (home / "Maildir" / "courierimapsubscribed").write_text("INBOX.Spam\n")
+    (home / "Maildir" / "subscriptions").write_text("V\t2\n\nSpam\n")
+    (home / "Maildir" / "maildirsize").write_text("1000S\n           0            0\n")
+    (home / ".qmail").write_text("|/usr/local/bin/deliver\n&a@example.net\n")
+    assert list(examined(home)) == []
+
+
+def test_each_fault_of_a_mailbox(home: Path) -> None:
+    maildir = home / "Maildir"
+
+    def said(name: str, word: str, text: str = 'maildir = "Maildir"\n') -> None:
+        found = list(examined(home, text))
+        assert [check for check, _ in found] == [name], found
+        assert word in words([one for _, one in found]), found
+
+    (maildir / "maildirsize").write_text("1000S\n         500            3\n")
+    said("quota", "deliver quota recount")
+    (maildir / "maildirsize").unlink()
+
+    folder(home, "Spam")
+    said("folders", "not subscribed in any list")
+    (maildir / "subscriptions").write_text("V\t2\n\nSpam\n")
+    (maildir / "courierimapsubscribed").write_text("INBOX.Spam-2019\n")
+    said("folders", "not subscribed in courierimapsubscribed")
+    (maildir / "courierimapsubscribed").write_text("INBOX.Spam\n")
+    folder(home, "Junk")
+    said("folders", "both .Spam and .Junk")
+    for path in sorted((maildir / ".Junk").rglob("*"), reverse=True):
+        path.rmdir()
+    (maildir / ".Junk").rmdir()
+
+    maildir.chmod(0o720)
+    said("permissions", "chmod go-w")
+    maildir.chmod(0o755)
+    said("permissions", "everybody")
+    maildir.chmod(0o700)
+    (maildir / "deliver").mkdir(mode=0o700)
+    (maildir / "deliver" / "quarantine").mkdir(mode=0o755)
+    said("permissions", "chmod 700")
+    (maildir / "deliver" / "quarantine").chmod(0o700)
+    (home / "mailfilter.toml").write_text("[[rule]]\nfil = 'A'\n")
+    said("permissions", "deliver check --user")
+    (home / "mailfilter.toml").unlink()
+
+    qmail = home / ".qmail"
+    for text, word in (
+        ("|/usr/local/bin/deliver\n./Maildir/\n", "delete all but one"),
+        ("|maildrop /etc/mailfilter\n", "deliver adopt"),
+        ("|preline /usr/local/bin/deliver\n", "preline"),
+        ("\n|/usr/local/bin/deliver\n", "blank"),
+        (f"&{'x' * 600}@example.net\n", "500"),
+    ):
+        qmail.write_text(text)
+        said(".qmail", word)
+    qmail.write_text("|/usr/local/bin/deliver\n")
+    qmail.chmod(0o702)
+    found = words([one for _, one in examined(home)])
+    assert "chmod o-w" in found
+    assert "chmod a-x" in found
+    qmail.chmod(0o600)
+    home.chmod(0o1755)
+    said(".qmail", "sticky")
+
+
+def test_the_command(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exit 1 if there is a problem, and only then; a line for each answer."""
+    monkeypatch.setenv("DELIVER_SOCKET", str(tmp_path / "none"))
+    own(home)
+    site = tmp_path / "site.toml"
+    site.write_text('maildir = "Maildir"\n')
+    site.chmod(0o644)
+    good = CliRunner().invoke(cli, ["doctor", "--config", str(site), str(home.parent)])
+    assert good.exit_code == 0, good.output
+    assert "1 of 1 have nothing to complain of" in good.output
+    (home / ".qmail").write_text("|/usr/local/bin/deliver\n./Maildir/\n")
+    bad = CliRunner().invoke(cli, ["doctor", "--config", str(site), "--json", str(home.parent)])
+    assert bad.exit_code == 1
+    found = [json.loads(line) for line in bad.output.splitlines()]
+    assert [one["check"] for one in found if one["level"] == "problem"] == [".qmail"]
+
+
+def test_a_check_that_breaks_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_case: doctor.Case) -> Iterator[Said]:
+        raise RuntimeError("oops")
+
+    monkeypatch.setattr(doctor, "CHECKS", (("one", broken),))
+    assert [one.level for _, one in doctor.examine(case(tmp_path, 'maildir = "Maildir"\n'))] == ["problem"]

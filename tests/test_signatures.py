@@ -1,0 +1,223 @@
+"""DKIM: signatures that RFCs and other programs made are verified, broken ones are told apart, and all in bounded time."""
+
+import socket
+import threading
+import time
+
+import corpora
+import dkim
+import pytest
+
+from deliver import signatures
+from deliver.message import Message, Source, read_framing
+from deliver.rules.model import CannotTell, Signature
+from deliver.signatures import NoAnswer, verify
+
+MAX = 1024 * 1024
+
+# The key of RFC 6376 appendix C.2.
+RFC_KEY = (
+    b"v=DKIM1; p=MIGfMA0GCSqGSIb3DQEBAQUAA4GNADCBiQKBgQDwIRP/UC3SBsEmGqZ9ZJW3/DkMoGeLnQg1fWn7/zYt"
+    b"IxN2SnFCjxOCKG9v3b4jYfcTNh5ijSsq631uBItLa7od+v/RtdC2UzJ1lWT947qR+Rcac2gbto/NMqJ0fzfVjH4OuKhi"
+    b"tdY9tf6mcwGjaNBcWToIMmPSPDdQPNUYckcQ2QIDAQAB"
+)
+
+
+def content(raw: bytes) -> Message:
+    source = Source.of(raw)
+    return Message(source, read_framing(source.head))
+
+
+def the_only(name: str, fetch: signatures.Fetch) -> Signature:
+    (found,) = verify(content((corpora.needs("dkim-lieser") / name).read_bytes()), 5, MAX, fetch)
+    return found
+
+
+def rfc_key(name: str, _timeout: float) -> bytes | None:
+    return RFC_KEY if name == "brisbane._domainkey.example.com." else None
+
+
+def test_the_signature_of_the_rfc_holds() -> None:
+    assert the_only("rfc6376-A.2.eml", rfc_key) == Signature("pass", "example.com")
+
+
+@pytest.mark.parametrize(
+    ("name", "result"),
+    [("rfc6376-A.2-body_modified.eml", "fail"), ("rfc6376-A.2-header_subject_modified.eml", "fail")],
+)
+def test_what_was_changed_fails(name: str, result: str) -> None:
+    found = the_only(name, rfc_key)
+    assert (found.result, found.domain) == (result, "example.com")
+    assert found.detail
+
+
+def test_a_tag_that_is_missing_makes_it_no_signature() -> None:
+    assert the_only("rfc6376-A.2-ill_formed-missing_v.eml", rfc_key).result == "neutral"
+
+
+@pytest.mark.parametrize(
+    ("record", "words"),
+    [
+        (None, "there is no key"),
+        (b"v=DKIM1; p=", "revoked"),
+        (b"v=DKIM1; k=rsa", "no p="),
+        (b"v=DKIM1; p=" + b"A" * 3000, "too long"),
+        (b"v=DKIM1; p=AAAA", ""),
+        (b"\xff\xfe", "no p="),
+    ],
+)
+def test_a_key_that_cannot_be_used_is_an_error_for_good(record: bytes | None, words: str) -> None:
+    found = the_only("rfc6376-A.2.eml", lambda _name, _timeout: record)
+    assert found.result in {"permerror", "fail"} if record == b"v=DKIM1; p=AAAA" else found.result == "permerror"
+    assert words in found.detail
+
+
+def test_a_dns_that_does_not_answer_is_an_error_for_now() -> None:
+    def fetch(_name: str, _timeout: float) -> bytes | None:
+        raise NoAnswer("no server answered")
+
+    assert the_only("rfc6376-A.2.eml", fetch) == Signature("temperror", "example.com", "no server answered")
+
+
+def test_one_deadline_holds_for_all_signatures() -> None:
+    signed = (corpora.needs("dkim-lieser") / "rfc6376-A.2.eml").read_bytes()
+    header = signed[: signed.index(b"Received:")]
+    several = b"".join(header.replace(b"s=brisbane", b"s=s%d" % n) for n in range(5)) + signed[len(header) :]
+    asked: list[float] = []
+
+    def fetch(_name: str, timeout: float) -> bytes | None:
+        asked.append(timeout)
+        time.sleep(min(timeout, 0.2))  # as a slow server does
+        raise NoAnswer("late")
+
+    start = time.monotonic()
+    found = verify(content(several), 0.5, MAX, fetch)
+    assert time.monotonic() - start < 2
+    assert [one.result for one in found] == ["temperror"] * 5
+    assert asked == sorted(asked, reverse=True)
+    assert len(asked) <= 3
+
+
+def test_a_name_is_asked_for_once_and_no_more_signatures_than_sensible() -> None:
+    signed = (corpora.needs("dkim-lieser") / "rfc6376-A.2.eml").read_bytes()
+    header = signed[: signed.index(b"Received:")]
+    asked: list[str] = []
+
+    def fetch(name: str, _timeout: float) -> bytes | None:
+        asked.append(name)
+        return RFC_KEY
+
+    assert len(verify(content(header * 50 + signed), 5, MAX, fetch)) == signatures.MOST
+    assert asked == ["brisbane._domainkey.example.com."]
+
+
+def test_a_message_over_the_size_is_not_looked_at() -> None:
+    with pytest.raises(CannotTell, match="too large"):
+        verify(content(b"DKIM-Signature: v=1\n\n" + b"x" * 100), 5, 100, rfc_key)
+    assert verify(content(b"Subject: x\n\n" + b"x" * 100), 5, 100, rfc_key) == ()
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"DKIM-Signature: v=1\nX: y\n" + b" z\n" * 300_000 + b"\n",
+        b"DKIM-Signature: v=1\n" * 5000 + b"\n",
+        b" begins with a fold\nDKIM-Signature: v=1\n\n",
+        b"DKIM-Signature: v=1; d=\xff\xfe; s=; h=:::; b==; bh=\n\n",
+        b"DKIM-Signature: \n\n",
+        b"no header at all \x00\nDKIM-Signature: v=1; a=rsa-sha256\n\n",
+    ],
+)
+def test_hostile_signatures_do_not_raise_or_take_long(raw: bytes) -> None:
+    start = time.process_time()
+    try:
+        found = verify(content(raw), 5, 10 * MAX, rfc_key)
+    except CannotTell:
+        found = ()
+    assert all(one.result in {"neutral", "permerror", "fail"} for one in found)
+    assert time.process_time() - start < 5
+
+
+def test_blanks_without_end_take_linear_time() -> None:
+    signed = (corpora.needs("dkim-lieser") / "rfc6376-A.2.eml").read_bytes()
+    relaxed = signed.replace(b"c=simple/simple", b"c=simple/relaxed")
+    start = time.process_time()
+    (found,) = verify(content(relaxed + b"x" + b" \t" * 400_000 + b"y\n"), 5, MAX, rfc_key)
+    assert found.result == "fail"
+    assert time.process_time() - start < 5  # dkimpy's own pattern takes minutes
+
+
+def test_the_canonical_body_is_that_of_rfc_6376() -> None:
+    canonical = dkim.canonicalization.Relaxed.canonicalize_body
+    for body, expected in (
+        (b" C \r\nD \t E\r\n\r\n\r\n", b" C\r\nD E\r\n"),  # section 3.4.5
+        (b"", b""),
+        (b"a \t\r\n\t \r\nb", b"a\r\n\r\nb\r\n"),
+    ):
+        verify(content(b"DKIM-Signature: v=1\n\n"), 1, MAX, rfc_key)
+        assert canonical(body) == expected
+
+
+class Resolver:
+    """A DNS server on the loopback that answers each question with a TXT record, a code, or not at all."""
+
+    def __init__(self, record: bytes | None, rcode: int = 0) -> None:
+        self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.socket.bind(("127.0.0.1", 0))
+        self.record, self.rcode = record, rcode
+        self.thread = threading.Thread(target=self.serve, daemon=True)
+        self.thread.start()
+
+    def serve(self) -> None:
+        import dns.message
+        import dns.rrset
+
+        while True:
+            packet, address = self.socket.recvfrom(4096)
+            if not packet:
+                return
+            query = dns.message.from_wire(packet)
+            answer = dns.message.make_response(query)
+            answer.set_rcode(self.rcode)
+            if self.record:
+                text = '"' + self.record.decode() + '"'
+                answer.answer.append(dns.rrset.from_text(query.question[0].name, 60, "IN", "TXT", text))
+            if self.record is not None:
+                self.socket.sendto(answer.to_wire(), address)
+
+    def close(self) -> None:
+        self.socket.sendto(b"", self.socket.getsockname())
+        self.thread.join(5)
+        self.socket.close()
+
+
+@pytest.mark.parametrize(
+    ("record", "rcode", "expected"),
+    [
+        (b"v=DKIM1; p=abc", 0, b"v=DKIM1; p=abc"),
+        (b"", 0, None),
+        (b"", 3, None),
+        (b"", 2, NoAnswer),
+        (None, 0, NoAnswer),
+    ],
+)
+def test_the_dns_is_asked(record: bytes | None, rcode: int, expected: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    import dns.resolver
+
+    server = Resolver(record, rcode)
+    try:
+        resolver = dns.resolver.Resolver(configure=False)
+        resolver.nameservers = ["127.0.0.1"]
+        resolver.port = server.socket.getsockname()[1]
+        monkeypatch.setattr(dns.resolver, "default_resolver", resolver)
+        if expected is NoAnswer:
+            with pytest.raises(NoAnswer):
+                signatures.txt_record("x._domainkey.example.org.", 0.5)
+        else:
+            assert signatures.txt_record("x._domainkey.example.org.", 5.0) == expected
+    finally:
+        server.close()
+
+
+def test_a_name_that_no_dns_can_have_has_no_record() -> None:
+    assert signatures.txt_record(f"{'a' * 70}._domainkey.example.org.", 1.0) is None
