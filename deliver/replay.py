@@ -128,6 +128,7 @@ def messages_in(paths: Iterable[str]) -> Iterator[str]:
             below.sort()
             if {"cur", "new"} <= set(below):
                 below[:] = [name for name in below if name in ("cur", "new") or _is_received(name)]
+                continue  # subscriptions, maildirsize and their like are no messages
             for name in sorted(names):
                 if not _is_side_file(name):
                     yield os.path.join(directory, name)

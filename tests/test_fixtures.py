@@ -79,6 +79,7 @@ def test_replaying_a_maildir_changes_nothing(tmp_path: Path) -> None:
     maildir = tmp_path / "Maildir"
     for part in ("tmp", "new", "cur", ".A/tmp", ".A/new", ".A/cur"):
         (maildir / part).mkdir(parents=True)
+    (maildir / "subscriptions").write_text("V\t2\n\nA\n")
     (maildir / "maildirsize").write_text("100S\n         100            1\n")
     (maildir / "cur" / "1.x:2,S").write_text("Delivered-To: you@example.org\nSubject: x\n\nbody\n")
     (maildir / ".A" / "new" / "2.x").write_text("Subject: y\n\nbody\n")

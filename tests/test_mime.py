@@ -241,7 +241,12 @@ def test_the_most_divided_message_is_read_whole() -> None:
 # --- whatever arrives --------------------------------------------------------------------------------------------
 
 PIECES = st.sampled_from(
-    [b"--a", b"--a--", b"--b", b"--", b"\n", b"\r\n", b"\n\n", b"Content-Type: ", b"multipart/mixed; boundary=a", b'multipart/digest; boundary="b"', b"message/rfc822", b"text/html", b"; name*0*=x''%FF; name=\"", b"SGVsbG8=", b"Content-Transfer-Encoding: base64\n", b"Content-Transfer-Encoding: quoted-printable\n", b"=E4=\n", b" ", b"\x00\xff", b"Content-Disposition: attachment; filename=", b"PK\x03\x04", b"x.zip", b"charset=utf-16", b"<script>", b"<!--"]
+    (
+        b"--a|--a--|--b|--|\n|\r\n|\n\n|Content-Type: |multipart/mixed; boundary=a|multipart/digest; boundary=\"b\"|"
+        b"message/rfc822|text/html|; name*0*=x''%FF; name=\"|SGVsbG8=|Content-Transfer-Encoding: base64\n|"
+        b"Content-Transfer-Encoding: quoted-printable\n|=E4=\n| |\0\xff|Content-Disposition: attachment; filename=|"
+        b"PK\x03\x04|x.zip|charset=utf-16|<script>|<!--"
+    ).split(b"|")
 )
 
 
