@@ -108,7 +108,7 @@ test-faults: setup
 	@echo 'test-faults: pytest'
 	$(BIN)/python -m pytest -q -m faults || [ $$? = 5 ] # 5: there is none
 
-# BENCH=full measures for an hour or so instead of minutes.
+# BENCH=full measures longer and more.
 .PHONY: bench
 bench: PROGRAMS += procmail:procmail /usr/lib/dovecot/lmtp:dovecot-lmtpd sievec:dovecot-sieve
 bench: setup

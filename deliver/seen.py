@@ -57,8 +57,6 @@ class Seen:
                 state = os.fstat(fd)
                 if not stat.S_ISREG(state.st_mode):
                     raise OSError(errno.EINVAL, "is not a regular file", "seen")
-                if state.st_size % _LINE:
-                    line = b"\n" + line  # a crash cut the last line
                 os.write(fd, line)
             finally:
                 os.close(fd)

@@ -290,14 +290,33 @@ def test_a_thousand_patterns_read_the_body_once() -> None:
     assert [rule.number - 1 for rule in rules if rule.condition.matches(view)] == [7]
 
 
-def test_patterns_that_need_too_much_memory_together_are_searched_for_one_by_one() -> None:
-    # The states of all of these at once are far beyond RE2's memory: Set.Match then finds nothing, silently.
-    tables = [{"flag": "seen", "when": {"body": {"regex": f"[ab]*a[ab]{{{n}}}c"}}} for n in range(60, 110)]
-    rules, problems = load(tables, "f", user=True)
+def large_patterns(count: int) -> list[dict[str, Any]]:
+    return [{"flag": "seen", "when": {"body": {"regex": f"x{n}(?:[a-f]|é|ß){{100}}y"}}} for n in range(count)]
+
+
+@pytest.mark.parametrize("together", [None, 10_000_000])
+def test_patterns_that_are_too_large_together_are_found_all_the_same(
+    together: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if together:  # RE2 refuses to compile so many at once
+        monkeypatch.setattr("deliver.rules.matching.STEPS_TOGETHER", together)
+    rules, problems = load(large_patterns(400), "f", user=True)
     assert problems == []
-    raw = b"\n" + bytes(b"ab"[(n * n // 7 + n // 3) % 2] for n in range(20_000)) + b"a" + b"b" * 70 + b"c\n"
-    view = View(Facts(content(raw), ENVELOPE, None, False, ()))
-    assert rules[10].condition.matches(view) is True
+    view = View(Facts(content(b"\nx77" + b"ab" * 50 + b"y\nx149" + b"cd" * 50 + b"y\n"), ENVELOPE, None, False, ()))
+    assert [rule.number - 1 for rule in rules if rule.condition.matches(view)] == [77, 149]
+
+
+def test_a_set_that_finds_nothing_at_all_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    import re2
+
+    class Exhausted(re2.Set):  # type: ignore[misc]
+        """As RE2 answers where its memory is too small for even a few states."""
+
+        def Match(self, text: object) -> None:  # noqa: N802 - RE2's name
+            del text
+
+    monkeypatch.setattr(re2, "Set", Exhausted)
+    assert holds({"body": [{"regex": "nothing"}, {"regex": "hello bob"}]}) is True
 
 
 def test_a_pattern_for_bodies_is_smaller_than_one_for_fields() -> None:
@@ -563,7 +582,7 @@ TRUSTED = Outside(trusted=frozenset({"mx.example.net"}))
 RESULTS = b"""\
 Authentication-Results: mx.example.net (comment; dkim=fail) 1; spf=pass smtp.mailfrom=alice@example.org;
  dkim=pass (good; really) header.d=Example.org header.i="@example.org";
- dkim = fail reason="a; dmarc=fail" header.d=other.example; dmarc=pass header.from=example.org
+ dkim = fail reason="a; dmarc=fail" header.d=other.example (header.d=forged.example); dmarc=pass header.from=example.org
 Authentication-Results: evil.example; arc=pass; dmarc=none
 Authentication-Results: mx.example.net; iprev=pass policy.iprev="192.0.2.1; bimi=pass
 
@@ -581,6 +600,7 @@ Authentication-Results: mx.example.net; iprev=pass policy.iprev="192.0.2.1; bimi
         ({"dkim": {"result": "pass", "domain": "example.org"}}, True),
         ({"dkim": {"result": "fail", "domain": "other.example"}}, True),
         ({"dkim": {"result": "pass", "domain": "other.example"}}, False),
+        ({"dkim": {"domain": "forged.example"}}, False),
         ({"dmarc": ["none", "pass"]}, True),
         ({"dmarc": "none"}, False),  # a stranger said so
         ({"arc": "pass"}, False),

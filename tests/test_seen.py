@@ -48,7 +48,7 @@ def test_any_id_can_be_remembered(maildir: Path, name: str) -> None:
     assert (maildir / "deliver" / "seen").stat().st_size == 44
 
 
-def test_a_line_that_a_crash_cut_hides_no_other(maildir: Path) -> None:
+def test_a_line_that_was_cut_hides_no_other(maildir: Path) -> None:
     memory = Seen(str(maildir))
     memory.remember("<1>", NOW)
     path = maildir / "deliver" / "seen"

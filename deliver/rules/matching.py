@@ -6,7 +6,7 @@ A test is made once, when the file is read; a slip raises ValueError with a sent
 import math
 import operator
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from deliver.rules.model import Text
@@ -22,6 +22,9 @@ STEPS_PER_FILE = 500_000
 
 LARGEST_BODY_REGEX = 2_000
 """Steps of a pattern that is searched for in whole bodies, which are ten times as long as header fields."""
+
+STEPS_TOGETHER = 20_000
+"""Steps of patterns that are searched for at once: RE2 compiles no more than some 60,000 in its 8 MiB."""
 
 REFUSED_STEPS = 25_000
 """What a pattern counts for that RE2 gives up as too large, which takes it 0.1 s."""
@@ -42,6 +45,12 @@ class Budget:
         return self._together.setdefault(name, Together())
 
 
+class _Pattern(NamedTuple):
+    text: str
+    search: Callable[[str], object]
+    steps: int
+
+
 class Together:
     """Patterns that are searched for in the same texts: RE2 reads a text once for all of them.
 
@@ -49,38 +58,56 @@ class Together:
     """
 
     def __init__(self) -> None:
-        self._patterns: list[tuple[str, Callable[[str], object]]] = []
-        self._set: Any = None
+        self._patterns: list[_Pattern] = []
+        self._searches: list[Callable[[str], list[int]]] | None = None
 
-    def add(self, pattern: str, search: Callable[[str], object]) -> int:
-        """Take one more; returns what it is called in ``found``."""
-        self._patterns.append((pattern, search))
-        self._set = None
-        return len(self._patterns)
+    def add(self, pattern: _Pattern) -> int:
+        """Take one more; returns its number in ``found``."""
+        self._patterns.append(pattern)
+        return len(self._patterns) - 1
 
     def found(self, text: Text) -> frozenset[int]:
         """Which of the patterns the text has; reckoned once for each text."""
         found = text.found.get(self)
         if found is None:
-            found = text.found[self] = self._search(text.value)
+            if self._searches is None:
+                self._searches = list(self._compiled())
+            found = text.found[self] = frozenset(hit for search in self._searches for hit in search(text.value))
         return found
 
-    def _search(self, value: str) -> frozenset[int]:
-        if self._set is None:
-            import re2
+    def _compiled(self) -> Iterator[Callable[[str], list[int]]]:
+        group: dict[int, _Pattern] = {}
+        for number, pattern in enumerate(self._patterns):
+            if group and sum(one.steps for one in group.values()) + pattern.steps > STEPS_TOGETHER:
+                yield _search_of(group)
+                group = {}
+            group[number] = pattern
+        yield _search_of(group)
 
-            joined = re2.Set.SearchSet(_options())
-            # Number 0 is in every text. Where even that is not found, RE2 ran out of its memory and says nothing
-            # (RE2::Set::Match tells C++ so, but not Python): each is then searched for alone.
-            joined.Add("")
-            for pattern, _ in self._patterns:
-                joined.Add(pattern)
-            joined.Compile()
-            self._set = joined
-        hits = frozenset(self._set.Match(value))
-        if 0 in hits:
-            return hits
-        return frozenset(number for number, (_, search) in enumerate(self._patterns, 1) if search(value) is not None)
+
+def _search_of(group: dict[int, _Pattern]) -> Callable[[str], list[int]]:
+    """What searches a text for a few patterns at once and returns the numbers of those that it has."""
+    import re2
+
+    numbers = list(group)
+    joined = re2.Set.SearchSet(_options())
+
+    def one_by_one(value: str) -> list[int]:
+        return [number for number, pattern in group.items() if pattern.search(value) is not None]
+
+    def together(value: str) -> list[int]:
+        hits = joined.Match(value)
+        # The first pattern is in every text. Where even that is not found, RE2 ran out of memory, which
+        # RE2::Set::Match tells C++ but not Python.
+        return [numbers[hit - 1] for hit in hits if hit] if hits else one_by_one(value)
+
+    try:
+        for pattern in ("", *(one.text for one in group.values())):
+            joined.Add(pattern)
+        joined.Compile()
+    except re2.error:  # larger together than RE2's memory allows
+        return one_by_one
+    return together
 
 
 class Place(NamedTuple):
@@ -274,11 +301,11 @@ def _regex(pattern: str, place: Place) -> Test:
 
 def _found(pattern: str, place: Place) -> Callable[[Any], bool]:
     """Whether a text has the pattern somewhere."""
-    search = _re2(pattern, place.budget, place.largest)
-    together = place.together
+    compiled = _re2(pattern, place.budget, place.largest)
+    search, together = compiled.search, place.together
     if together is None:
         return lambda text: search(text.value) is not None
-    number = together.add(pattern, search)
+    number = together.add(compiled)
     return lambda text: number in together.found(text)
 
 
@@ -291,8 +318,8 @@ def _options() -> Any:
     return options
 
 
-def _re2(pattern: str, budget: Budget, largest: int) -> Callable[[str], object]:
-    """The search function of a pattern; ValueError says why RE2 refuses it."""
+def _re2(pattern: str, budget: Budget, largest: int) -> _Pattern:
+    """A compiled pattern; ValueError says why RE2 refuses it."""
     import re2
 
     if budget.left <= 0:
@@ -306,8 +333,7 @@ def _re2(pattern: str, budget: Budget, largest: int) -> Callable[[str], object]:
     budget.left -= compiled.programsize
     if compiled.programsize > largest:
         raise ValueError(f"the pattern is too large: {compiled.programsize} steps, and {largest} are allowed")
-    search: Callable[[str], object] = compiled.search
-    return search
+    return _Pattern(pattern, compiled.search, compiled.programsize)
 
 
 def _escape(text: str) -> str:
