@@ -160,7 +160,6 @@ class Service:
     def __init__(self, path: str) -> None:
         self._path = path
         self._metrics = Metrics()
-        self._disk: ThreadPoolExecutor | None = None
         self._running = self._load()
         limits = self._running.config.service
         self._limits = limits
@@ -269,8 +268,8 @@ class Service:
                         one.setblocking(False)
                         one.send(door.busy)
                 continue
-            except BaseException:
-                connection.close()
+            except asyncio.CancelledError:  # the service stops; this one came before that
+                self._begin(connection, door)
                 raise
             self._begin(connection, door).add_done_callback(lambda _task: places.release())
 

@@ -641,7 +641,10 @@ def test_without_descriptors_it_waits_and_recovers(make_site: Make) -> None:
         opened = Path(f"/proc/{site.serving.pid}/fd")
         servers.wait_for(lambda: len(list(opened.iterdir())) == limit)
     assert site.deliver(main_job.message("x")).code == 0
-    assert len(site.messages()) == 1
+    with Client(site.lmtp) as client:
+        client.say("LHLO there")
+        assert client.send("a@b", [RECIPIENT], b"Subject: x\n\nx\n") == ["250 2.0.0 Delivered"]
+    assert len(site.messages()) == 2
 
 
 def test_slow_and_senseless_clients_do_not_disturb_others(make_site: Make) -> None:
@@ -751,6 +754,33 @@ def test_sigterm_finishes_what_is_in_work(make_site: Make, clamd: ClamdStub) -> 
     assert site.serving.wait(30) == 0
     assert len(site.messages()) == 6
     assert site.logged()[-1]["detail"] == "stopped"
+
+
+def test_sigterm_serves_those_who_wait_at_the_door(make_site: Make, clamd: ClamdStub) -> None:
+    """One has the only place, one is let in and waits for it, others have not even been let in."""
+    site = make_site(f'[clamd]\naddress = "{clamd.address}"\n', "connections = 1")
+    assert site.serve()
+    assert site.serving is not None
+    clamd.open.clear()
+    message = site.path / "message"
+    message.write_bytes(main_job.message("x"))
+    words = [b"deliver1", b"1", b"--recipient=you@example.org", b"DTLINE=x", f"DELIVER_CONFIG={site.config}".encode()]
+    payload = b"\0".join(words)
+    with contextlib.ExitStack() as stack:
+        directory = os.open(site.path, os.O_PATH)
+        stack.callback(os.close, directory)
+        clients = [stack.enter_context(connected(f"unix:{site.socket}")) for _ in range(4)]
+        for client in clients:
+            file = stack.enter_context(message.open("rb"))
+            socket.send_fds(client, [len(payload).to_bytes(4, "big") + payload], [file.fileno(), directory])
+        servers.wait_for(lambda: bool(clamd.scanned))
+        site.serving.send_signal(signal.SIGTERM)
+        assert site.socket is not None
+        servers.wait_for(lambda: not site.socket.exists())  # type: ignore[union-attr]
+        clamd.open.set()
+        assert [everything(client) for client in clients] == [b"0\n."] * 4
+    assert site.serving.wait(30) == 0
+    assert len(site.messages()) == 4
 
 
 def test_sigterm_does_not_wait_for_a_clamd_that_says_no_version(make_site: Make, scratch: Path) -> None:
@@ -955,7 +985,7 @@ def test_the_run_script(make_site: Make) -> None:
         ready = next(record for record in site.logged() if record.get("detail") == "ready")
         assert ready["uid"] == pwd.getpwnam("nobody").pw_uid
         status = Path(f"/proc/{process.pid}/status").read_text()
-        assert re.findall(r"^Groups:\s*(.*?)\s*$", status, re.MULTILINE) == [""]
+        assert re.findall(r"^Groups:[ \t]*(.*?)[ \t]*$", status, re.MULTILINE) == [""]
         assert (run / "deliver.sock").is_socket()
         assert run.stat().st_mode & 0o777 == 0o711
         process.terminate()
