@@ -60,6 +60,7 @@ help:
 	echo 'make install PREFIX=/usr/local   install deliver and quarantine, with their own Python packages'
 	echo 'make check                       ruff, mypy --strict, bandit'
 	echo 'make test-faults                 the slow tests: failing system calls, killed processes'
+	echo 'make sweep                       every fault at every system call; an hour or so'
 	echo 'make bench                       measure'
 	echo 'make lock                        pin the newest packages that pyproject.toml allows'
 	echo 'make clean                       remove what was made here'
@@ -101,12 +102,17 @@ $(VENV)/installed: requirements-build.lock requirements-dev.lock pyproject.toml 
 .PHONY: test
 test: setup
 	@echo 'test: pytest'
-	$(BIN)/python -m pytest -q -m 'not faults and not bench'
+	$(BIN)/python -m pytest -q -m 'not faults'
 
 .PHONY: test-faults
 test-faults: setup
 	@echo 'test-faults: pytest'
 	$(BIN)/python -m pytest -q -m faults || [ $$? = 5 ] # 5: there is none
+
+.PHONY: sweep
+sweep: setup
+	@echo 'sweep: pytest, every fault at every system call'
+	DELIVER_FULL_SWEEP=1 $(BIN)/python -m pytest -q -m faults tests/test_faults_sweep.py tests/test_faults_powercut.py
 
 # BENCH=full measures longer and more.
 .PHONY: bench
@@ -114,6 +120,8 @@ bench: PROGRAMS += procmail:procmail /usr/lib/dovecot/lmtp:dovecot-lmtpd sievec:
 bench: setup
 	@echo 'bench: what rules cost'
 	$(BIN)/python bench/curves.py
+	$(BIN)/python bench/conditions.py
+	$(BIN)/python bench/bounces.py
 	echo 'bench: side by side'
 	$(BIN)/python bench/run.py
 
@@ -123,6 +131,8 @@ check: $(VENV)/installed
 	$(BIN)/ruff check -q
 	echo 'check: mypy --strict'
 	$(BIN)/mypy --no-error-summary
+	echo 'check: pip, that the locked packages fit together'
+	$(BIN)/python -I -m pip --disable-pip-version-check check >/dev/null
 	echo 'check: bandit'
 	$(BIN)/bandit -q -c pyproject.toml -r deliver quarantine
 
