@@ -112,7 +112,8 @@ test-faults: setup
 .PHONY: sweep
 sweep: setup
 	@echo 'sweep: pytest, every fault at every system call'
-	DELIVER_FULL_SWEEP=1 $(BIN)/python -m pytest -q -m faults tests/test_faults_sweep.py tests/test_faults_powercut.py
+	DELIVER_FULL_SWEEP=1 $(BIN)/python -m pytest -q -m faults tests/test_faults_sweep.py tests/test_faults_powercut.py \
+		tests/test_faults_memory.py
 
 # BENCH=full measures longer and more.
 .PHONY: bench
