@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -44,4 +45,4 @@ def _syslog(**record: Any) -> None:
 
 
 def _line(record: dict[str, Any]) -> str:
-    return json.dumps(record, default=str)
+    return json.dumps({"time": round(time.time(), 3), **record}, default=str)

@@ -259,6 +259,8 @@ class Message:
         self.header_is_cut = end is None and source.size > len(head)
         header = head[: len(head) if end is None else end]
         self._header, self._cuts = _changed(self._forgeries, edits or Edits(), header, framing.length)
+        # A message that begins with a folded line would write into the line of ours that comes to stand above it.
+        self._guard = b"X-Unfolded:\n" if self._header[:1] in (b" ", b"\t") else b""
         top = head[: framing.length]
         lf = source.lf - top.count(b"\n")
         crlf = source.crlf - top.count(b"\r\n")
@@ -287,7 +289,7 @@ class Message:
     def forwarded(self, delivered_to: bytes, headers: bytes) -> Iterator[bytes]:
         """What is sent on: no Return-Path (the next agent's to write), but our Delivered-To, which shows loops."""
         ours = b"" if delivered_to.strip() in self.framing.delivered_to.splitlines() else delivered_to
-        yield ours + self.framing.delivered_to + headers
+        yield ours + self.framing.delivered_to + headers + self._guard
         yield from self._rest()
 
     def stored_size(self, delivered_to: bytes, headers: bytes) -> int:
@@ -296,7 +298,8 @@ class Message:
 
     def top(self, delivered_to: bytes, headers: bytes) -> bytes:
         """The lines that stand before the message: those of the framing stay, ours are added where missing."""
-        return self.return_path + (self.framing.delivered_to or delivered_to) + headers + self.framing.others
+        lines = self.return_path + (self.framing.delivered_to or delivered_to) + headers + self.framing.others
+        return lines + self._guard if lines else b""
 
     def edited(self, edits: Edits) -> "Message":
         """The message to store or send on where rules change its header. Scanners and rules see this one."""

@@ -124,6 +124,18 @@ def test_forged_lines_are_removed_whole_from_the_own_header_only() -> None:
     assert crlf.size == len(top + rest)
 
 
+@pytest.mark.parametrize("blank", [b" ", b"\t"])
+def test_a_message_that_begins_with_a_folded_line_does_not_write_into_ours(blank: bytes) -> None:
+    """Unfolded, X-Virus-Status would read "Clean Infected (Fake)" (RFC 5322 section 2.2.3)."""
+    content = blank + b"Infected (Fake)\nSubject: x\n\nbody\n"
+    one = message(content)
+    ours = b"X-Virus-Status: Clean\n"
+    for lines in (one.stored(b"", ours), one.forwarded(b"Delivered-To: c@d\n", ours)):
+        assert b"".join(lines).endswith(ours + b"X-Unfolded:\n" + content)
+    assert one.stored_size(b"", ours) == sum(map(len, one.stored(b"", ours)))
+    assert b"".join(one.stored(b"", b"")) == content
+
+
 def test_the_size_that_quota_counts_is_the_size_that_is_stored() -> None:
     """Framing, forged lines, line ends and lines of ours all change it."""
     for content in (PLAIN, b"From x\nReturn-Path: <a@b>\n" + PLAIN, b"X-Spam-A: b\r\nA: b\r\n\r\nx\r\n", b"a\r\nb\n"):
