@@ -1005,7 +1005,7 @@ def assert_stored(outcome: str, world: World) -> None:
         assert world.ours in top
         # Only whole header lines of ours stand before it.
         for one in top.splitlines():
-            assert re.match(rb"(Return-Path|Delivered-To|X-Spam-[A-Za-z-]+|X-Virus-Status|X-Filter-Error): |[ \t]", one), one
+            assert re.match(rb"(Return-Path|Delivered-To|X-Spam-[A-Za-z-]+|X-Virus-Status|X-Filter-Error): |X-Unfolded:$|[ \t]", one), one
     root = world.home.maildir if world.where == "INBOX" else world.home.maildir / f".{world.where}"
     for path in (root / "new").iterdir():
         assert path.name.endswith(f",S={path.stat().st_size}")
