@@ -5,6 +5,7 @@ installed. Postfix's master(8) must be root; Exim runs as whoever runs the tests
 Debian's name for it.
 """
 
+import contextlib
 import functools
 import os
 import pwd
@@ -13,7 +14,7 @@ import smtplib
 import socket
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import main_job
@@ -26,49 +27,41 @@ PATIENCE = 60.0  # seconds for a message to arrive
 RECIPIENTS = ("you", "you+Lists", "full", "joe")
 
 
-@functools.cache
-def unpacked(*packages: str) -> Path:
-    """Where Debian packages are unpacked; the fixture ``debian`` removes it. Skips, or fails under CI, without them."""
-    directory = Path(tempfile.mkdtemp(prefix="deliver-mta-", dir="/tmp"))
-    directory.chmod(0o755)
-    command = f"cd {directory}; apt-get -q download {' '.join(packages)}; for p in *.deb; do dpkg-deb -x $p .; done"
-    done = subprocess.run(["sh", "-ec", command], capture_output=True, text=True, check=False, timeout=300)
-    if done.returncode == 0:
-        return directory
-    shutil.rmtree(directory)
-    reason = f"{packages} cannot be downloaded (apt-get update): {done.stderr.strip()[-300:]}"
-    raise (pytest.fail.Exception if os.environ.get("CI") == "true" else pytest.skip.Exception)(reason)
+# Downloads the packages, and those libraries that they depend on and that are not installed here.
+UNPACK = """
+libraries=$(apt-cache depends "$@" | sed -n 's/^ *Depends: \\(lib[^ ]*\\)$/\\1/p' | sort -u)
+missing=$(apt-get -qs --no-install-recommends install $libraries | sed -n 's/^Inst \\([^ ]*\\) (.*/\\1/p') # no upgrades
+apt-get -q download "$@" $missing
+for package in *.deb; do dpkg-deb -x $package .; done
+rm *.deb
+"""
+
+Unpack = Callable[..., Path]
 
 
-PACKAGES = {"postfix": ("postfix",), "exim": ("exim4-daemon-light", "libnss-wrapper"), "swaks": ("swaks",)}
+@pytest.fixture(scope="module", name="unpack")
+def unpack_packages() -> Iterator[Unpack]:
+    """Unpack Debian packages in a directory of their own. Skips, or fails under CI, where they cannot be had."""
+    with contextlib.ExitStack() as stack:
+
+        @functools.cache
+        def unpack(*packages: str) -> Path:
+            directory = Path(tempfile.mkdtemp(prefix="deliver-mta-", dir="/tmp"))
+            stack.callback(shutil.rmtree, directory)
+            directory.chmod(0o755)
+            command = ["sh", "-ec", UNPACK, "sh", *packages]
+            done = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False, timeout=300)
+            if done.returncode == 0:
+                return directory
+            reason = f"{packages} cannot be downloaded (apt-get update): {done.stderr.strip()[-300:]}"
+            raise (pytest.fail.Exception if os.environ.get("CI") == "true" else pytest.skip.Exception)(reason)
+
+        yield unpack
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _unpacked_packages_are_removed() -> Iterator[None]:
-    yield
-    known = [unpacked(*packages) for packages in PACKAGES.values() if packages in SEEN]
-    for directory in known:
-        shutil.rmtree(directory, ignore_errors=True)
-    unpacked.cache_clear()
-
-
-SEEN: set[tuple[str, ...]] = set()
-
-
-def package(name: str) -> Path:
-    """The directory of an unpacked package."""
-    root = unpacked(*PACKAGES[name])
-    SEEN.add(PACKAGES[name])
-    return root
-
-
-def library(root: Path, program: Path, *paths: Path) -> None:
-    """Skip, or fail under CI, where a program's libraries are not here."""
-    environment = {**os.environ, "LD_LIBRARY_PATH": os.pathsep.join(map(str, paths))}
-    done = subprocess.run(["ldd", program], env=environment, capture_output=True, text=True, check=False)
-    if missing := [line.split()[0] for line in done.stdout.splitlines() if "not found" in line]:
-        reason = f"{program.relative_to(root)} needs {', '.join(missing)}"
-        raise (pytest.fail.Exception if os.environ.get("CI") == "true" else pytest.skip.Exception)(reason)
+def libraries(root: Path) -> str:
+    """Where the unpacked libraries are."""
+    return f"{root}/usr/lib/{os.uname().machine}-linux-gnu"
 
 
 class Site:
@@ -145,7 +138,7 @@ shlib_directory = {root}/usr/lib/postfix
 mail_owner = {owner}
 setgid_group = {group}
 default_privs = nobody
-import_environment = MAIL_CONFIG TZ LANG=C LD_LIBRARY_PATH={root}/usr/lib/postfix
+import_environment = MAIL_CONFIG TZ LANG=C LD_LIBRARY_PATH={libraries}
 myhostname = mx.example.org
 mydestination =
 mynetworks = 127.0.0.0/8
@@ -178,11 +171,11 @@ postlog   unix-dgram n  -       n       -       1       postlogd
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="Postfix's master(8) must be root")
 @pytest.mark.parametrize("transport", ["lmtp:unix:LMTP", "lmtp:inet:127.0.0.1:PORT"])
-def test_postfix(site: Site, scratch: Path, transport: str) -> None:
+def test_postfix(site: Site, scratch: Path, unpack: Unpack, transport: str) -> None:
     """Four recipients in one transaction; the one who is over quota is bounced alone, with our words."""
-    root = package("postfix")
+    root = unpack("postfix")
     program = root / "usr/lib/postfix/sbin/master"
-    library(root, program, root / "usr/lib/postfix")
+    path = f"{root}/usr/lib/postfix:{libraries(root)}"
     home = scratch / "postfix"
     owner = pwd.getpwnam("mail")
     for name in "active bounce corrupt defer deferred flush hold incoming private saved trace maildrop public".split():
@@ -195,10 +188,10 @@ def test_postfix(site: Site, scratch: Path, transport: str) -> None:
         port = door.getsockname()[1]
     transport = transport.replace("LMTP", str(site.lmtp)).replace("PORT", str(site.port))
     (home / "main.cf").write_text(
-        MAIN_CF.format(home=home, root=root, owner="mail", group="games", transport=transport)
+        MAIN_CF.format(home=home, root=root, owner="mail", group="games", transport=transport, libraries=path)
     )
     (home / "master.cf").write_text(MASTER_CF.format(port=port))
-    environment = {"PATH": "/usr/bin:/bin", "LD_LIBRARY_PATH": str(root / "usr/lib/postfix")}
+    environment = {"PATH": "/usr/bin:/bin", "LD_LIBRARY_PATH": path}
     with subprocess.Popen(
         [program, "-c", home, "-d"], env=environment, cwd="/", start_new_session=True, stderr=subprocess.PIPE
     ) as master:
@@ -232,7 +225,7 @@ EXIM_CONF = """
 primary_hostname = mx.example.org
 spool_directory = {home}/spool
 log_file_path = {home}/%slog
-keep_environment = LD_PRELOAD : NSS_WRAPPER_PASSWD : NSS_WRAPPER_GROUP
+keep_environment = LD_LIBRARY_PATH : LD_PRELOAD : NSS_WRAPPER_PASSWD : NSS_WRAPPER_GROUP
 domainlist local_domains = example.org
 trusted_users = Debian-exim
 deliver_drop_privilege
@@ -268,11 +261,10 @@ filtered_by_tcp:
 
 
 @pytest.mark.parametrize("transport", ["lmtp", "smtp"])
-def test_exim(site: Site, scratch: Path, transport: str) -> None:
+def test_exim(site: Site, scratch: Path, unpack: Unpack, transport: str) -> None:
     """Its two LMTP clients: the lmtp transport on the UNIX socket, the smtp one with protocol = lmtp on loopback."""
-    root = package("exim")
+    root = unpack("exim4-daemon-light", "libnss-wrapper")
     program = root / "usr/sbin/exim4"
-    library(root, program)
     (wrapper,) = root.glob("usr/lib/*/libnss_wrapper.so")
     home = scratch / "exim"
     home.mkdir()
@@ -285,6 +277,7 @@ def test_exim(site: Site, scratch: Path, transport: str) -> None:
     configuration.write_text(EXIM_CONF.format(home=home, socket=site.lmtp, port=site.port, transport=transport))
     environment = {
         "PATH": "/usr/bin:/bin",
+        "LD_LIBRARY_PATH": libraries(root),
         "LD_PRELOAD": str(wrapper),
         "NSS_WRAPPER_PASSWD": str(passwd),
         "NSS_WRAPPER_GROUP": str(group),
@@ -315,9 +308,9 @@ def test_exim(site: Site, scratch: Path, transport: str) -> None:
 # Clients for people and programs.
 
 
-def test_swaks(site: Site) -> None:
+def test_swaks(site: Site, unpack: Unpack) -> None:
     """One recipient is refused at RCPT; --pipeline sends everything at once."""
-    program = package("swaks") / "usr/bin/swaks"
+    program = unpack("swaks") / "usr/bin/swaks"
     message = site.directory / "message"
     message.write_bytes(MESSAGE[:-1])  # swaks ends the last line
     for more in ((), ("--pipeline",)):
