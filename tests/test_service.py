@@ -42,7 +42,10 @@ class ClamdStub(servers.Scripted):
     def _answer(self, peer: servers.Peer) -> None:
         command = b""
         while not command.endswith(b"\n"):
-            command += peer.read_exactly(1)
+            byte = peer.read_exactly(1)
+            if not byte:  # a killed service's connection ends before its command does
+                return
+            command += byte
         if command == b"nVERSION\n":
             peer.connection.sendall(self._version + b"\n")
             return
