@@ -4,7 +4,6 @@ The rules: https://www.courier-mta.org/imap/README.maildirquota.html. Each vecto
 too.
 """
 
-import contextlib
 import fcntl
 import os
 import subprocess
@@ -13,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
 import servers
@@ -506,20 +505,19 @@ def test_a_maildir_that_never_holds_still_is_counted_five_times(path: Path, monk
 
 def moved_while_counting(path: Path, monkeypatch: pytest.MonkeyPatch, times: int) -> None:
     """Let a reader move a message from cur to new, so that it is seen in both, after each reading of the inbox's cur."""
-    real = os.scandir
+    real = os.listdir
     message_in(path / "cur", "0.m.h")
     readings: list[int] = []
 
-    def scandir(directory: int) -> Any:
-        with real(directory) as entries:
-            found = list(entries)
-        if any(entry.name.endswith(".m.h") for entry in found) and len(readings) < times:
+    def listdir(directory: int) -> list[str]:
+        found = real(directory)
+        if any(name.endswith(".m.h") for name in found) and len(readings) < times:
             readings.append(directory)
             (path / "cur" / f"{len(readings) - 1}.m.h").rename(path / "new" / f"{len(readings) - 1}.m.h")
             message_in(path / "cur", f"{len(readings)}.m.h")
-        return contextlib.nullcontext(found)
+        return found
 
-    monkeypatch.setattr(os, "scandir", scandir)
+    monkeypatch.setattr(os, "listdir", listdir)
 
 
 def test_a_message_moved_during_a_count_is_counted_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -746,3 +744,31 @@ def test_the_state_in_words(path: Path) -> None:
         usage = quota.assess(maildir.fd, None)
         assert usage
         assert usage.words() == "9500 of 10000 bytes and 5 messages in use"
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("4.a.h,S=5:2,FS", 5),
+        ("4.a.h,S=5:2,FST", None),
+        ("4.a.h,S=5:2,F,S=9", 5),  # Courier looks before the colon
+        ("4.a.h,S=5,S=6:2,", 6),
+        ("4.a.h:2,S", len(MESSAGE)),
+        ("4.a.h,S=5", 5),
+        ("4.a.h,S=:2,S", 0),
+        (".4.a.h,S=5:2,S", None),
+        ("4.a.h,S=5\n5.b.h,S=6:2,S", 6),
+        ("4.a.h:2,S\n5.b.h,S=6:2,S", len(MESSAGE)),
+        ("4.a.h,S=5:1,x", 5),
+        ("4.a:h,S=5:2,S", len(MESSAGE)),
+    ],
+)
+@pytest.mark.parametrize("others", ["{}.n.h,S=100:2,S", "{}.n.h,S=100", "{}.n.h,S=100:2,a"])
+def test_one_odd_name_among_ordinary_ones(tmp_path: Path, name: str, size: int | None, others: str) -> None:
+    """Ordinary names are added up all at once."""
+    for number in range(3):
+        message_in(tmp_path / "cur", others.format(number))
+    message_in(tmp_path / "cur", name)
+    expected = (300, 3) if size is None else (300 + size, 4)
+    with Maildir(str(tmp_path)) as maildir:
+        assert quota.measure(maildir.fd) == expected
