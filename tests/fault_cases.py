@@ -161,14 +161,24 @@ def scanners(directory: Path) -> Iterator[Scanners]:
 
 
 class Place(Home):
-    """A fresh mailbox in ``directory``, made for a scenario."""
+    """A fresh mailbox in ``directory``, made for a scenario.
 
-    def __init__(self, directory: Path, prefix: Path, scenario: Scenario, scanning: Scanners | None = None) -> None:
+    A fault may take a wake-up from the event loop; then only the ``deadline`` ends the delivery. Where nothing of that
+    kind is done it is long: a disk may take seconds to sync.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        prefix: Path,
+        scenario: Scenario,
+        scanning: Scanners | None = None,
+        deadline: str = "3 s",
+    ) -> None:
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir(parents=True)
         fill = {"home": directory, **(scanning._asdict() if scanning else {})}
-        # A lost wake-up of the event loop ends at the deadline.
-        text = f"deadline = '3 s'\n[log]\nto = '{directory}/log'\n" + scenario.configuration.format(**fill)
+        text = f"deadline = '{deadline}'\n[log]\nto = '{directory}/log'\n" + scenario.configuration.format(**fill)
         super().__init__(directory, prefix, text)
         self.scenario = scenario
         self.command = [str(prefix / "bin" / "deliver")]

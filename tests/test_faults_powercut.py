@@ -32,6 +32,9 @@ KINDS = ["ext4", "xfs"]
 ROUNDS = 5
 FULL = os.environ.get("DELIVER_FULL_SWEEP") == "1"
 SEED = int(os.environ.get("DELIVER_FAULTS_SEED", "1"))
+PATIENT = "60 s"
+"""Deadline of the deliveries: these disks are files on another, and whoever else syncs that one holds them up."""
+
 SAMPLE = 5
 """Steps of a scenario at which `make test-faults` kills; `make sweep` takes all."""
 
@@ -59,7 +62,7 @@ def test_after_exit_0_the_message_survives(disk: powercut.Disk, installed: Path,
     tried = 0
     for scenario in STORING:
         for _ in range(ROUNDS):
-            place = Place(disk.path / "home", installed, scenario, scanning)
+            place = Place(disk.path / "home", installed, scenario, scanning, PATIENT)
             disk.sync()
             assert deliver(place) == 0
             disk.cut()
@@ -84,7 +87,7 @@ def test_a_killed_delivery_survives_too(disk: powercut.Disk, installed: Path, sc
         for call in steps if FULL else draw.sample(steps, min(SAMPLE, len(steps))):
             fault = strace.Fault(call, "SIGKILL")
             for cut_first in (True, False):
-                place = Place(disk.path / "home", installed, scenario, scanning)
+                place = Place(disk.path / "home", installed, scenario, scanning, PATIENT)
                 disk.sync()
                 with place.input() as stdin:
                     done = strace.inject(fault, place.command, scratch / "trace", stdin=stdin, **place.settings())
@@ -108,7 +111,7 @@ def test_a_killed_delivery_survives_too(disk: powercut.Disk, installed: Path, sc
 def _steps(
     disk: powercut.Disk, installed: Path, scanning: Scanners, scenario: Scenario, scratch: Path
 ) -> list[strace.Call]:
-    place = Place(disk.path / "home", installed, scenario, scanning)
+    place = Place(disk.path / "home", installed, scenario, scanning, PATIENT)
     with place.input() as stdin:
         first = re.compile(re.escape(str(place.maildir)))
         calls, _ = strace.baseline(place.command, scratch / "trace", first, stdin=stdin, **place.settings())
@@ -142,7 +145,7 @@ def test_the_others_lose_it(disk: powercut.Disk, installed: Path) -> None:
         new, tmp = _cut_after(disk, installed, scenario, [path, *arguments])
         rows.append([name, disk.kind, "0", new, tmp])
         assert new == "nothing", f"{name} has become better: say so in docs/reliability.md"
-    place = Place(disk.path / "home", installed, scenario)
+    place = Place(disk.path / "home", installed, scenario, deadline=PATIENT)
     disk.sync()
     assert deliver(place) == 0
     disk.cut()
@@ -154,7 +157,7 @@ def test_the_others_lose_it(disk: powercut.Disk, installed: Path) -> None:
 
 
 def _cut_after(disk: powercut.Disk, installed: Path, scenario: Scenario, command: list[str]) -> tuple[str, str]:
-    place = Place(disk.path / "home", installed, scenario)
+    place = Place(disk.path / "home", installed, scenario, deadline=PATIENT)
     rules = place.path / "filter"
     rules.write_text('to "./Maildir/"\n')
     rules.chmod(0o600)

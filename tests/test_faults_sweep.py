@@ -127,7 +127,7 @@ def test_no_fault_loses_or_breaks_a_message(
     scratch: Path, installed: Path, scanning: Scanners, scenario: Scenario
 ) -> None:
     begun = time.monotonic()
-    place = Place(scratch / "0", installed, scenario, scanning)
+    place = Place(scratch / "0", installed, scenario, scanning, deadline="60 s")
     # From the first look at the message or the Maildir on.
     first = re.compile(rf'"{re.escape(str(place.maildir))}"|^(?:read|pread64)\(0, ')
     calls, hidden = _baseline(place, scratch / "trace", first)

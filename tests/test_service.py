@@ -884,6 +884,17 @@ def test_kill_9_loses_nothing(make_site: Make, clamd: ClamdStub) -> None:
     assert set(codes) <= {0, 75}
 
 
+@pytest.mark.faults
+def test_kill_9_during_a_thousand_messages_loses_nothing(make_site: Make, clamd: ClamdStub) -> None:
+    """The issue's number."""
+    site = make_site(f'[clamd]\naddress = "{clamd.address}"\n')
+    assert site.serve()
+    codes, _ = load(site, 1000, 30)
+    assert sum(codes.values()) == 1000
+    assert set(codes) <= {0, 75}
+    assert codes[75]
+
+
 def test_kill_9_under_a_client_that_waits_is_75(make_site: Make, clamd: ClamdStub) -> None:
     site = make_site(f'[clamd]\naddress = "{clamd.address}"\n')
     clamd.open.clear()
