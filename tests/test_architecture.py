@@ -39,8 +39,10 @@ ROOMS = {
     "wiring": Room("wiring", "values story scanners adapters reading resident store backends"),
     # What an administrator does to mailboxes, whole trees of them.
     "tools": Room("adopt doctor expire qmailfile tickbox tree", "values story scanners adapters reading resident wiring"),
+    # Other programs' filters, from text to rules.
+    "converters": Room("convert.*", "values reading"),
     # Where a message or a person comes in.
-    "doors": Room("__main__ client service letterbox replay commands.*", "values story reading resident wiring tools"),
+    "doors": Room("__main__ client service letterbox replay commands.*", "values story reading resident wiring tools converters"),
     # Quarantine is a store of its own: it could serve another program.
     "store": Room("quarantine.__init__ quarantine.store", ""),
     "backends": Room("quarantine.files quarantine.sqlite", "store"),
@@ -69,6 +71,7 @@ PACKAGES = {
     "tree_sitter": "positions",
     "tree_sitter_toml": "positions",
     "msgspec": "config layers rules.load replay commands.*",
+    "sievelib": "convert.sieve",
     "clamd": "scanners.*",
     "aiospamc": "scanners.*",
 }

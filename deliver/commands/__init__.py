@@ -5,6 +5,7 @@ import click
 from deliver import __version__
 from deliver.commands.adopt import adopt
 from deliver.commands.check import check
+from deliver.commands.convert import convert
 from deliver.commands.doctor import doctor
 from deliver.commands.enable import disable, enable, status
 from deliver.commands.expire import expire
@@ -23,5 +24,5 @@ def cli() -> None:
     """
 
 
-for command in (adopt, check, disable, doctor, enable, expire, quota, replay, sample, serve, status):
+for command in (adopt, check, convert, disable, doctor, enable, expire, quota, replay, sample, serve, status):
     cli.add_command(command)
