@@ -7,131 +7,35 @@ in a delivery without a service; scans of one message are shared by its recipien
 
 import asyncio
 import contextlib
-import errno
 import os
 import resource
 import signal
 import socket
-import stat
 import struct
 import sys
-import time
-import weakref
-from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 from deliver import config, exits, maildrop, scan_once, users, wiring
-from deliver.client import DECLINED, NAMES, VERSION
+from deliver.client import DECLINED
 from deliver.config import Config
 from deliver.envelope import envelope_of, maildir_of
 from deliver.errors import Deferred, DeliverError
+from deliver.gate import BUSY, Gate
 from deliver.letterbox import Desk, Incoming, Letterbox, add
 from deliver.message import CHUNK, IN_MEMORY, Framing, Message, Source, read_framing
 from deliver.metrics import Metrics
 from deliver.pipeline import Site, deliver
+from deliver.request import Descriptor, Request, directory_of, in_place, is_file, readable, receive, size_of
+from deliver.sockets import listen, notify, waiting
 from deliver.values import Envelope, Outcome, Reply
-
-REQUEST_CAP = 8 * 1024 * 1024
-"""Bytes of one request: more than execve(2) lets arguments and environment have."""
 
 LOOKUPS = 16
 """User lookups at the same time. They have threads of their own: a database that hangs must not keep disks waiting."""
 
 _GET_CAP = 8192  # bytes of a request for /metrics
 _TOO_LATE = Deferred("the overall deadline was reached", "4.4.7 Delivery took too long")
-_BUSY = "4.3.2 Mail filter is busy"
-
-
-class Place:
-    """Among the messages in work, or waiting to be. ``turn`` is done when its time has come."""
-
-    def __init__(self, gate: "Gate", size: int) -> None:
-        self.size = size
-        self.turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._gate = gate
-
-    def grow(self, size: int) -> None:
-        """The message has turned out to have ``size`` bytes."""
-        self._gate.size += size - self.size
-        self.size = size
-
-
-class Gate:
-    """Lets so many messages, with so many bytes together, be in work; others wait for PATIENCE, first come first.
-
-    One message alone may be larger than the limit.
-    """
-
-    PATIENCE = 30.0
-    """Seconds that a request waits for its turn, then it is told to come again."""
-
-    def __init__(self, messages: int, size: int, metrics: Metrics) -> None:
-        self._messages = messages
-        self._size = size
-        self._metrics = metrics
-        self._queue: deque[Place] = deque()
-        self.messages = 0
-        self.size = 0
-
-    @contextlib.asynccontextmanager
-    async def work(self, size: int) -> Any:
-        """Be in work with a message of ``size`` bytes, as far as is known; yields a Place. Raises Deferred."""
-        begun = time.monotonic()
-        place = Place(self, size)
-        self._queue.append(place)
-        self._admit()
-        try:
-            if not place.turn.done():
-                await asyncio.wait((place.turn,), timeout=self.PATIENCE)
-            if not place.turn.done():
-                raise Deferred("over the limit of messages or bytes in work", _BUSY)
-            self._metrics.waited(time.monotonic() - begun)
-            yield place
-        finally:
-            if place.turn.done():
-                self.messages -= 1
-                self.size -= place.size
-            else:
-                self._queue.remove(place)
-            self._admit()
-
-    def _admit(self) -> None:
-        while self._queue and self._fits(self._queue[0].size):
-            place = self._queue.popleft()
-            self.messages += 1
-            self.size += place.size
-            place.turn.set_result(None)
-
-    def _fits(self, size: int) -> bool:
-        return self.messages < self._messages and (not self.messages or self.size + size <= self._size)
-
-
-class Descriptor:
-    """A descriptor that is closed with the last who holds it.
-
-    A thread may read on when those who waited for it have given up, and must not find another message behind its
-    number.
-    """
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-
-    def __del__(self) -> None:
-        os.close(self.number)
-
-    def stay(self) -> None:
-        """Nothing: whoever may still call this keeps it open."""
-
-
-class Request(NamedTuple):
-    """What a client asks: its command line and environment, its standard input and its working directory."""
-
-    arguments: list[str]
-    environment: dict[str, str]
-    stdin: Descriptor
-    directory: Descriptor
 
 
 class Running(NamedTuple):
@@ -186,9 +90,9 @@ class Service:
         self._log(level="info", detail="ready", uid=os.geteuid())
         if self._limits.lmtp and self._running.config.users is None:
             self._log(level="warning", detail="LMTP answers 451 to every recipient: the table [users] is missing")
-        _notify("READY=1")
+        notify("READY=1")
         await self._stopping.wait()
-        _notify("STOPPING=1")
+        notify("STOPPING=1")
         for task in accepting:
             task.cancel()
         await asyncio.gather(*accepting, return_exceptions=True)
@@ -231,16 +135,16 @@ class Service:
     # The doors.
 
     def _open_doors(self) -> list[Door]:
-        busy = exits.public(_BUSY)
+        busy = exits.public(BUSY)
         wanted = [
             *((f"unix:{path}", 0o600, self._command, f"75\n{busy}\n.") for path in (self._limits.socket,) if path),
-            *((address, 0o666, self._lmtp, f"421 {_BUSY}\r\n") for address in self._limits.lmtp),
+            *((address, 0o666, self._lmtp, f"421 {BUSY}\r\n") for address in self._limits.lmtp),
             *((address, 0o600, self._tell, "HTTP/1.0 503 Busy\r\n\r\n") for address in self._limits.metrics),
         ]
         doors: list[Door] = []
         try:
             for address, mode, serve_, words in wanted:
-                listener, path = _listen(address, mode)
+                listener, path = listen(address, mode)
                 doors.append(Door(listener, path, serve_, words.encode()))
         except BaseException:
             for door in doors:
@@ -263,7 +167,7 @@ class Service:
                 async with asyncio.timeout(Gate.PATIENCE):
                     await places.acquire()
             except TimeoutError:  # those behind it have waited, too
-                for one in (connection, *_waiting(door.listener)):
+                for one in (connection, *waiting(door.listener)):
                     with one, contextlib.suppress(OSError):
                         one.setblocking(False)
                         one.send(door.busy)
@@ -295,7 +199,7 @@ class Service:
         if door.path:
             with contextlib.suppress(OSError):
                 os.unlink(door.path)
-        for connection in _waiting(door.listener):
+        for connection in waiting(door.listener):
             self._begin(connection, door)
         door.listener.close()
 
@@ -319,7 +223,7 @@ class Service:
         if uid not in (0, os.geteuid()):
             return None
         async with asyncio.timeout(Gate.PATIENCE):
-            return await _receive(connection)
+            return await receive(connection)
 
     async def _answer(self, request: Request) -> Reply | None:
         """The reply to a client; None where it must do the work itself."""
@@ -330,7 +234,7 @@ class Service:
         try:
             async with limit:
                 call, filter_file = maildrop.read(request.arguments)
-                directory = _directory(request.directory.number)
+                directory = directory_of(request.directory.number)
                 if call.plain or directory is None:
                     return None
                 path = config.find(call.config, environment.get("DELIVER_CONFIG", ""))
@@ -341,7 +245,7 @@ class Service:
                 maildir = maildir_of(call, environment, running.config.maildir, directory)
                 if _stranger(maildir):
                     return None
-                async with self._gate.work(_size(request.stdin.number)) as place:
+                async with self._gate.work(size_of(request.stdin.number)) as place:
                     source = await self._read(request.stdin, maildir)
                     place.grow(source.size)
                     framing = read_framing(source.head)
@@ -355,12 +259,12 @@ class Service:
 
     async def _read(self, stdin: Descriptor, maildir: str) -> Source:
         """A client's standard input: a file in place, anything else to its end, without a thread that it could hold."""
-        if _is_file(stdin.number):
-            return await self._blocking(_in_place, stdin)  # type: ignore[no-any-return]
+        if is_file(stdin.number):
+            return await self._blocking(in_place, stdin)  # type: ignore[no-any-return]
         source = Source()
         try:
             while True:
-                await _readable(stdin.number)
+                await readable(stdin.number)
                 try:
                     chunk = os.read(stdin.number, CHUNK)
                 except BlockingIOError:  # somebody else read it
@@ -459,78 +363,6 @@ class Service:
         await loop.sock_sendall(connection, (head + body).encode())
 
 
-async def _receive(connection: socket.socket) -> Request | None:
-    """One client's request (client.py writes it); None where it is not one, which is for the client to know."""
-    payload = bytearray()
-    descriptors: list[Descriptor] = []
-    while len(payload) < 4 or len(payload) < 4 + int.from_bytes(payload[:4], "big"):
-        if len(payload) > REQUEST_CAP:
-            return None
-        try:
-            block, found, _, _ = socket.recv_fds(connection, 65536, 2, socket.MSG_CMSG_CLOEXEC)
-        except BlockingIOError:
-            await _readable(connection.fileno())
-            continue
-        descriptors += map(Descriptor, found)
-        if not block or len(descriptors) > 2:
-            return None
-        payload += block
-    version, *words = bytes(payload[4:]).split(b"\0")
-    # Without both descriptors: we have reached our limit of them.
-    if version != VERSION or len(descriptors) != 2 or not words or not words[0].isdigit():
-        return None
-    count = 1 + int(words[0])
-    given = [word.decode("utf-8", "surrogateescape") for word in words[1:count]]
-    pairs = [word.partition(b"=") for word in words[count:]]
-    environment = {name.decode(): value.decode("utf-8", "surrogateescape") for name, _, value in pairs if name in NAMES}
-    return Request(given, environment, *descriptors)
-
-
-async def _readable(fd: int) -> None:
-    """Wait until there is something to read; not for what one never has to wait for, such as /dev/null (epoll_ctl(2),
-    EPERM).
-    """
-    loop = asyncio.get_running_loop()
-    ready = loop.create_future()
-    try:
-        loop.add_reader(fd, lambda: None if ready.done() else ready.set_result(None))
-    except PermissionError:
-        return
-    try:
-        await ready
-    finally:
-        loop.remove_reader(fd)
-
-
-def _in_place(stdin: Descriptor) -> Source:
-    source = Source.read(stdin.number, _no_spool)
-    weakref.finalize(source, stdin.stay)
-    return source
-
-
-def _no_spool() -> int:
-    raise Deferred("a file needs no spool")
-
-
-def _is_file(fd: int) -> bool:
-    return stat.S_ISREG(os.fstat(fd).st_mode)
-
-
-def _size(fd: int) -> int:
-    """Bytes of a message in a file; of one in a pipe nobody knows."""
-    return os.fstat(fd).st_size if _is_file(fd) else 0
-
-
-def _directory(fd: int) -> str | None:
-    """The absolute path of a client's working directory; None where that path is not it, seen from here."""
-    try:
-        path = os.readlink(f"/proc/self/fd/{fd}")
-        here, there = os.stat(path), os.fstat(fd)
-    except OSError:
-        return None
-    return path if (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino) else None
-
-
 def _stranger(maildir: str) -> bool:
     """Whether we are root and the Maildir is not root's.
 
@@ -542,70 +374,6 @@ def _stranger(maildir: str) -> bool:
         return os.stat(maildir).st_uid != 0
     except OSError:
         return False  # the delivery will say what is wrong
-
-
-def _waiting(listener: socket.socket) -> Iterator[socket.socket]:
-    """The connections that nobody has accepted yet."""
-    with contextlib.suppress(OSError):
-        while True:
-            yield listener.accept()[0]
-
-
-def _listen(address: str, mode: int) -> tuple[socket.socket, str]:
-    """Listen at "unix:/path" or "tcp:host:port"; returns the path, "" for TCP. Raises Deferred with what to do.
-
-    A socket that nobody listens at is replaced.
-    """
-    path = address.removeprefix("unix:") if address.startswith("unix:") else ""
-    try:
-        if path:
-            return _listen_unix(path, mode), path
-        host, _, port = address.removeprefix("tcp:").rpartition(":")
-        host = host.strip("[]")
-        door = socket.create_server((host, int(port)), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except (OSError, ValueError) as error:
-        directory, uid = os.path.dirname(path), os.geteuid()
-        advice = ""
-        if isinstance(error, FileNotFoundError):
-            advice = f"; make the directory {directory} first, for uid {uid}"
-        elif isinstance(error, PermissionError) and path:
-            advice = f"; uid {uid} must be able to write to {directory}"
-        elif isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
-            advice = "; it is taken by something else: choose another, or remove that"
-        raise Deferred(f"[service]: cannot listen at {address}: {error}{advice}") from error
-    door.setblocking(False)
-    return door, ""
-
-
-def _listen_unix(path: str, mode: int) -> socket.socket:
-    with contextlib.suppress(FileNotFoundError):
-        if stat.S_ISSOCK(os.lstat(path).st_mode):
-            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-                probe.setblocking(False)
-                listens = probe.connect_ex(path) in (0, errno.EAGAIN, errno.EACCES)
-            if listens:
-                raise Deferred(f"[service]: somebody is listening at {path} already: is the service running?")
-            os.unlink(path)
-    door = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        door.setblocking(False)
-        door.bind(path)
-        door.listen(1024)
-        os.chmod(path, mode)
-    except BaseException:
-        door.close()
-        raise
-    return door
-
-
-def _notify(state: str) -> None:
-    """Tell systemd (sd_notify(3)); nothing where it does not listen."""
-    where = os.environ.get("NOTIFY_SOCKET", "")
-    if not where:
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as connection, contextlib.suppress(OSError):
-        connection.connect("\0" + where[1:] if where.startswith("@") else where)
-        connection.sendall(state.encode())
 
 
 def serve(path: str) -> int:

@@ -34,7 +34,7 @@ ROOMS = {
     # From files, the environment and the network to values, and back.
     "reading": Room("config layers arguments maildrop envelope positions rules.load rules.doubts log lmtp", "values"),
     # What only a process that stays needs: scans shared and counted, and LMTP's users.
-    "resident": Room("scan_once metrics users", "values story reading"),
+    "resident": Room("scan_once metrics users gate sockets", "values story reading"),
     # The only one that knows every adapter.
     "wiring": Room("wiring", "values story scanners adapters reading resident store backends"),
     # What an administrator does to mailboxes, whole trees of them.
@@ -42,7 +42,7 @@ ROOMS = {
     # Other programs' filters, from text to rules.
     "converters": Room("convert.*", "values reading"),
     # Where a message or a person comes in.
-    "doors": Room("__main__ client service letterbox replay commands.*", "values story reading resident wiring tools converters"),
+    "doors": Room("__main__ client service request letterbox replay commands.*", "values story reading resident wiring tools converters"),
     # Quarantine is a store of its own: it could serve another program.
     "store": Room("quarantine.__init__ quarantine.store", ""),
     "backends": Room("quarantine.files quarantine.sqlite", "store"),
