@@ -151,8 +151,9 @@ install: python
 	umask 022
 	mkdir -p '$(PREFIX)/bin' '$(PREFIX)/lib' '$(PREFIX)/share/deliver'
 	$(call virtual-environment,$(PREFIX)/lib/deliver,requirements.lock,.,-r requirements-build.lock)
-	cp -f deliver/client.py '$(PREFIX)/lib/deliver/.client.new'
-	mv -f '$(PREFIX)/lib/deliver/.client.new' '$(PREFIX)/lib/deliver/client.py'
+	'$(PREFIX)/lib/deliver/bin/python' -I -c 'import py_compile, sys; py_compile.compile(*sys.argv[1:], "client.py",
+		doraise=True, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)' \
+		deliver/client.py '$(PREFIX)/lib/deliver/client.pyc' # written beside it and renamed
 	for command in deliver quarantine; do
 		echo "install: $(PREFIX)/bin/$$command"
 		sed 's|^home=$$|home=$(PREFIX)/lib/deliver|; s|^socket=$$|socket=$(SOCKET)|' bin/$$command >'$(PREFIX)/bin/'.$$command.new

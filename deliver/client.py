@@ -1,9 +1,9 @@
 """The command as a client of `deliver serve`: hands over standard input and working directory, exits with the answer.
 
-Run by path, isolated and without site (`python -I -S client.py SOCKET ARGUMENT...`): starting Python is most of what a
-delivery through the service costs, so this file uses modules that are compiled into the interpreter and `_socket`, and
-nothing else. Where there is no service for us it becomes the command that does the work itself; once the request is
-sent, any failure is "try again".
+Run by path, compiled, isolated and without site (`python -I -S client.pyc SOCKET ARGUMENT...`): starting Python is
+most of what a delivery through the service costs, so this file uses modules that are compiled into the interpreter and
+`_socket`, and nothing else. Where there is no service for us it becomes the command that does the work itself; once
+the request is sent, any failure is "try again".
 """
 
 import _signal  # type: ignore[import-not-found]  # typeshed has it as signal alone

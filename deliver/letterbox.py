@@ -1,6 +1,7 @@
 """The LMTP door of the service: one conversation, from its socket to one reply per recipient."""
 
 import asyncio
+import contextlib
 import os
 import socket
 import weakref
@@ -106,11 +107,9 @@ class Letterbox:
         session = self._session
         await self._send(session.greeting())
         while True:
-            event = session.next_event()
-            if output := session.output():
-                await self._send(output)
-            match event:
-                case None:
+            match session.next_event():
+                case None:  # only now: what was pipelined is answered together (RFC 2920 section 3.2)
+                    await self._send(session.output())
                     await self._read()
                 case RecipientAsked(recipient):
                     await self._recipient(recipient)
@@ -126,12 +125,17 @@ class Letterbox:
                 case Abort():
                     self._forget()
                 case Quit():
+                    await self._send(session.output())
                     return
 
     def _forget(self) -> None:
         self._transaction = Transaction(self._desk())
 
     async def _send(self, data: bytes) -> None:
+        with contextlib.suppress(BlockingIOError):  # nearly always there is room for all of it
+            data = data[self._connection.send(data) :] if data else data
+        if not data:
+            return
         async with asyncio.timeout(self._transaction.desk.config.service.idle):
             await asyncio.get_running_loop().sock_sendall(self._connection, data)
 

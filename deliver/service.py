@@ -7,6 +7,7 @@ in a delivery without a service; scans of one message are shared by its recipien
 
 import asyncio
 import contextlib
+import gc
 import os
 import resource
 import signal
@@ -90,6 +91,8 @@ class Service:
         self._log(level="info", detail="ready", uid=os.geteuid())
         if self._limits.lmtp and self._running.config.users is None:
             self._log(level="warning", detail="LMTP answers 451 to every recipient: the table [users] is missing")
+        gc.collect()
+        gc.freeze()  # what is there now stays: a collection need not walk it for every message
         notify("READY=1")
         await self._stopping.wait()
         notify("STOPPING=1")
@@ -294,6 +297,8 @@ class Service:
             try:
                 async with limit, self._gate.work(incoming.source.size):
                     message = await self._message(running, incoming.source, incoming.framing, incoming.return_path)
+                    if len(incoming.envelopes) == 1:
+                        return [await one(message, incoming.envelopes[0])]
                     return await asyncio.gather(*(one(message, envelope) for envelope in incoming.envelopes))
             except Exception as error:
                 reply = self._excuse(_TOO_LATE if limit.expired() else error, incoming.envelopes[0].recipient)
