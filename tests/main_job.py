@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import servers
+from lmtp_client import Client
 from scanned import EICAR, GTUBE
 
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -118,11 +119,25 @@ class Answer(NamedTuple):
     seconds: float
 
 
+# For [users] command: everybody lives in the one home, and what follows "-" or "+" is an extension.
+WHERE_USERS_ARE = '["/bin/sh", "-c", "case $0 in *[-+]*) exit 67; esac; echo {home}", "{{user}}"]'
+
+
 class Home:
-    """A user's home below ``directory`` with a Maildir and a configuration, and the command that delivers into it."""
+    """A user's home below ``directory`` with a Maildir and a configuration, and the command that delivers into it.
+
+    ``service`` lets a service do the command's work; ``lmtp`` lets it be asked by LMTP instead.
+    """
 
     def __init__(
-        self, directory: Path, prefix: Path, configuration: str, *, quota: str = "", service: bool = False
+        self,
+        directory: Path,
+        prefix: Path,
+        configuration: str,
+        *,
+        quota: str = "",
+        service: bool = False,
+        lmtp: bool = False,
     ) -> None:
         self.path = directory
         self.maildir = directory / "Maildir"
@@ -131,10 +146,15 @@ class Home:
         self.socket = directory / "sock" if service else None
         self.serving: subprocess.Popen[bytes] | None = None
         self._prefix = prefix
+        self._by_lmtp = lmtp
         for part in ("", "tmp", "new", "cur"):
             (self.maildir / part).mkdir(exist_ok=True)
         if "[service]" not in configuration and service:
             configuration += '\n[service]\nsocket = "/run/deliver/deliver.sock"\nlmtp = []\n'
+        if lmtp:
+            if "[service]" not in configuration:
+                configuration += '\n[service]\nsocket = ""\nlmtp = ["unix:/run/deliver/lmtp.sock"]\n'
+            configuration += f"\n[users]\ncommand = {WHERE_USERS_ARE.format(home=directory)}\n"
         configuration = configuration.replace("/run/deliver/deliver.sock", str(directory / "sock"))
         self.config.write_text(configuration.replace("/run/deliver/lmtp.sock", str(directory / "lmtp")))
         if quota:
@@ -200,6 +220,9 @@ class Home:
 
         ``stdin`` is "file" (qmail-local) or "pipe" (preline); ``sigchld`` "default", "blocked" or "ignored".
         """
+        if self._by_lmtp:
+            assert not arguments
+            return self._give(content, environment or self.environment())
         if self.socket is not None:
             self.serve()
 
@@ -228,6 +251,20 @@ class Home:
                 done = subprocess.run(command, check=False, stdin=file, **settings)
             queue.unlink()
         return Answer(done.returncode, done.stdout, done.stderr, time.monotonic() - begun)
+
+    def _give(self, content: bytes, environment: dict[str, str]) -> Answer:
+        """By LMTP; the reply as the command would have said it (RFC 5321 section 4.2.1)."""
+        assert self.serve()
+        begun = time.monotonic()
+        with Client(f"unix:{self.path / 'lmtp'}") as client:
+            client.say("LHLO there")
+            (reply,) = client.send(environment["SENDER"], [environment["RECIPIENT"]], content)
+        code, status, words = reply.split(" ", 2)
+        assert code[0] == status[0]
+        if code == "250":
+            return Answer(0, b"", b"", time.monotonic() - begun)
+        line = f"{status} {words} (#{status})\n".encode()
+        return Answer({"4": 75, "5": 100}[code[0]], line, b"", time.monotonic() - begun)
 
     def messages(self, folder: str = "INBOX") -> list[bytes]:
         """What is in a folder, new and read."""

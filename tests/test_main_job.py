@@ -1,5 +1,6 @@
 """The main job through the installed command: a process of its own, an ordinary user, real clamd and spamd."""
 
+import functools
 import os
 import subprocess
 from collections.abc import Callable, Iterator
@@ -15,26 +16,34 @@ Make = Callable[..., Home]
 ONE_LINE_TEMPORARY = b"4."
 
 
-@pytest.fixture(params=["alone", "service"])
-def make_home(
-    request: pytest.FixtureRequest,
-    scratch: Path,
-    installed: Path,
-    clamd_server: servers.Server,
-    spamd_server: servers.Server,
-) -> Iterator[Make]:
-    """Make a home with the example configuration, or another. With and without a service the same must happen."""
+@pytest.fixture
+def make_one(
+    scratch: Path, installed: Path, clamd_server: servers.Server, spamd_server: servers.Server
+) -> Iterator[Callable[..., Home]]:
+    """Make a home with the example configuration, or another, for a way in."""
     homes: list[Home] = []
 
-    def make(configuration: str | None = None, *, quota: str = "") -> Home:
+    def make(way: str, configuration: str | None = None, *, quota: str = "") -> Home:
         example = main_job.example_configuration(clamd_server.address, spamd_server.address, scratch / "log")
         text = example if configuration is None else configuration
-        homes.append(Home(scratch, installed, text, quota=quota, service=request.param == "service"))
+        homes.append(Home(scratch, installed, text, quota=quota, service=way == "service", lmtp=way == "lmtp"))
         return homes[-1]
 
     yield make
     for home in homes:
         home.stop()
+
+
+@pytest.fixture(params=["alone", "service", "lmtp"])
+def make_home(request: pytest.FixtureRequest, make_one: Callable[..., Home]) -> Make:
+    """By the command, with and without a service, and by LMTP the same must happen."""
+    return functools.partial(make_one, request.param)
+
+
+@pytest.fixture(params=["alone", "service"])
+def make_commanded_home(request: pytest.FixtureRequest, make_one: Callable[..., Home]) -> Make:
+    """For what LMTP has no words for: options, environment, a working directory, a file on standard input."""
+    return functools.partial(make_one, request.param)
 
 
 @pytest.fixture
@@ -154,9 +163,9 @@ def test_one_body_serves_many_recipients(make_home: Make, scratch: Path) -> None
     assert len(list((scratch / "held" / "held").iterdir())) == 2
 
 
-def test_under_vpopmail_the_recipient_is_the_mailbox(make_home: Make) -> None:
+def test_under_vpopmail_the_recipient_is_the_mailbox(make_commanded_home: Make) -> None:
     """RECIPIENT is DOM-user@DOM, HOME the domain's directory; the working directory is the user's."""
-    home = make_home()
+    home = make_commanded_home()
     environment = home.environment(
         recipient="example.org-you-Lists@example.org", EXT="you-Lists", HOME="/nonexistent", HOST="example.org"
     )
@@ -171,9 +180,9 @@ def test_under_vpopmail_the_recipient_is_the_mailbox(make_home: Make) -> None:
     assert home.held()[0]["recipient"] == "you-Lists@example.org"
 
 
-def test_an_extension_never_makes_a_folder(make_home: Make) -> None:
+def test_an_extension_never_makes_a_folder(make_commanded_home: Make) -> None:
     """Anybody can write to you-Anything@."""
-    home = make_home()
+    home = make_commanded_home()
     for extension in ("Nope", "../x", "..", "a/b", "cur", "&", "\udcff", ".Spam"):
         assert home.deliver(main_job.message("x"), environment=home.environment(EXT=extension)).code == 0
     assert home.folders() == []
@@ -184,9 +193,9 @@ NO_CONFIGURATION = b"4.3.5 Mail filter is not configured (#4.3.5)\n"
 
 
 @pytest.mark.parametrize("text", ["", "no toml", "[clam]\naddress = 1\n", "[spam]\ndelete-above = 'a lot'\n", None])
-def test_without_a_good_configuration_nothing_is_lost(make_home: Make, text: str | None) -> None:
+def test_without_a_good_configuration_nothing_is_lost(make_commanded_home: Make, text: str | None) -> None:
     """Empty, wrong, or not there at all."""
-    home = make_home()
+    home = make_commanded_home()
     if text is None:
         home.config.unlink()
     else:
@@ -197,17 +206,17 @@ def test_without_a_good_configuration_nothing_is_lost(make_home: Make, text: str
     assert home.where() == ""
 
 
-def test_an_unreadable_configuration_is_none(make_home: Make) -> None:
+def test_an_unreadable_configuration_is_none(make_commanded_home: Make) -> None:
     """As an ordinary user; root can read everything, so a directory stands in."""
-    home = make_home()
+    home = make_commanded_home()
     home.config.unlink()
     home.config.mkdir()
     assert home.deliver(main_job.message("x")).stdout == NO_CONFIGURATION
 
 
-def test_plain_needs_no_configuration(make_home: Make) -> None:
+def test_plain_needs_no_configuration(make_commanded_home: Make) -> None:
     """--plain delivers without scanners and rules."""
-    home = make_home()
+    home = make_commanded_home()
     home.config.unlink()
     assert home.deliver(main_job.EICAR + b"\n", "--plain").code == 0
     (stored,) = home.messages()
@@ -217,27 +226,27 @@ def test_plain_needs_no_configuration(make_home: Make) -> None:
 @pytest.mark.parametrize(
     "arguments", [("--what",), ("--sender",), ("no-address",), ("a@b", "c@d"), ("--recipient", "a@b", "c@d"), ("-x",), ("--stop-after-spam=1",)]
 )
-def test_a_slip_on_the_command_line_bounces_nothing(make_home: Make, arguments: tuple[str, ...]) -> None:
+def test_a_slip_on_the_command_line_bounces_nothing(make_commanded_home: Make, arguments: tuple[str, ...]) -> None:
     """An unknown option is a slip of the admin's, not the sender's fault."""
-    home = make_home()
+    home = make_commanded_home()
     answer = home.deliver(main_job.message("x" * 100_000), *arguments, stdin="pipe")
     assert_temporary(answer)
     assert home.where() == ""
 
 
 @pytest.mark.parametrize("written", ["Maildir/", "Maildir/.", "./Maildir"])
-def test_the_users_file_lies_beside_the_maildir_however_it_is_written(make_home: Make, written: str) -> None:
+def test_the_users_file_lies_beside_the_maildir_however_it_is_written(make_commanded_home: Make, written: str) -> None:
     """A trailing slash must not move it into the Maildir."""
-    home = make_home()
+    home = make_commanded_home()
     (home.path / "mailfilter.toml").write_text('[[rule]]\nfile = "Mine"\n')
     main_job.own(home.path)
     assert home.deliver(main_job.message("x"), "--maildir", written).code == 0
     assert home.where() == "Mine"
 
 
-def test_without_a_recipient_it_is_tried_again(make_home: Make) -> None:
+def test_without_a_recipient_it_is_tried_again(make_commanded_home: Make) -> None:
     """Bad input 30, as design.md reads it."""
-    home = make_home()
+    home = make_commanded_home()
     environment = {"PATH": "/usr/bin:/bin", "HOME": str(home.path), "DELIVER_CONFIG": str(home.config)}
     assert_temporary(home.deliver(main_job.message("x"), environment=environment))
     assert home.deliver(main_job.message("x"), "you@example.org", environment=environment).code == 0
@@ -316,18 +325,18 @@ def test_a_users_own_rules_are_applied(make_home: Make) -> None:
     assert home.where() == "Friends"
 
 
-def test_stop_after_spam_is_99_only_under_qmail(make_home: Make) -> None:
+def test_stop_after_spam_is_99_only_under_qmail(make_commanded_home: Make) -> None:
     """99 bounces elsewhere."""
-    home = make_home()
+    home = make_commanded_home()
     assert home.deliver(main_job.MODEST_SPAM, "--stop-after-spam").code == 99
     assert home.deliver(main_job.message("x"), "--stop-after-spam").code == 0
     elsewhere = {name: value for name, value in home.environment().items() if name != "UFLINE"}
     assert home.deliver(main_job.MODEST_SPAM, "--stop-after-spam", environment=elsewhere).code == 0
 
 
-def test_fifty_at_once(make_home: Make) -> None:
+def test_fifty_at_once(make_commanded_home: Make) -> None:
     """All there, and the quota file right."""
-    home = make_home("[quota]\nlimit = '100 MB'\n", quota="100000000S\n           0            0\n")
+    home = make_commanded_home("[quota]\nlimit = '100 MB'\n", quota="100000000S\n           0            0\n")
     content = main_job.message("x", b"y" * 1000 + b"\n")
     queue = home.path / "queue"
     queue.write_bytes(content)
@@ -427,9 +436,9 @@ echo "$@" >>{0}
         (("/home/you/.mailfilter",), False),
     ],
 )
-def test_called_as_maildrop(make_home: Make, scratch: Path, arguments: tuple[str, ...], *, ours: bool) -> None:
+def test_called_as_maildrop(make_commanded_home: Make, scratch: Path, arguments: tuple[str, ...], *, ours: bool) -> None:
     """Its options are understood; a user's own filter is the real maildrop's."""
-    home = make_home()
+    home = make_commanded_home()
     program = scratch / "maildrop.real"
     program.write_text(REAL_MAILDROP.format(scratch / "said"))
     program.chmod(0o755)
@@ -449,9 +458,9 @@ def test_called_as_maildrop(make_home: Make, scratch: Path, arguments: tuple[str
         assert (scratch / "said").read_bytes() == main_job.message("x") + b"/home/you/.mailfilter\n"
 
 
-def test_a_filter_of_maildrops_without_maildrop_waits(make_home: Make, scratch: Path) -> None:
+def test_a_filter_of_maildrops_without_maildrop_waits(make_commanded_home: Make, scratch: Path) -> None:
     """What we cannot run we must not skip."""
-    home = make_home()
+    home = make_commanded_home()
     link = scratch / "maildrop"
     link.symlink_to(home._prefix / "bin" / "deliver")
     assert_temporary(home.deliver(main_job.message("x"), ".mailfilter", program=str(link)))
@@ -464,9 +473,9 @@ exec cat <&1 >>{0}/queued
 """
 
 
-def test_a_rule_sends_on_through_qmails_queue(make_home: Make, scratch: Path) -> None:
+def test_a_rule_sends_on_through_qmails_queue(make_commanded_home: Make, scratch: Path) -> None:
     """With our Delivered-To, by which a loop is found, and the sender it came with."""
-    home = make_home()
+    home = make_commanded_home()
     programs = scratch / "bin"
     programs.mkdir()
     (programs / "qmail-queue").write_text(QUEUE.format(scratch))
@@ -483,9 +492,9 @@ def test_a_rule_sends_on_through_qmails_queue(make_home: Make, scratch: Path) ->
     assert_temporary(home.deliver(content, environment=home.environment(PATH=f"{programs}:/usr/bin:/bin")))
 
 
-def test_a_loop_check_can_be_switched_off(make_home: Make) -> None:
+def test_a_loop_check_can_be_switched_off(make_commanded_home: Make) -> None:
     """fetchmail and getmail fetch mail that has been delivered to the same address already."""
-    home = make_home()
+    home = make_commanded_home()
     looped = main_job.message("x", headers=b"Delivered-To: you@example.org\n")
     answer = home.deliver(looped)
     assert (answer.code, answer.stdout[:6]) == (100, b"5.4.6 ")

@@ -21,7 +21,7 @@ import pytest
 import servers
 from installed import install_once  # noqa: F401 - the fixture `installed`
 from lmtp_client import Client, on_the_wire
-from main_job import RECIPIENT, Answer, Case, Home
+from main_job import RECIPIENT, Answer, Home
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be several users")
 
@@ -208,29 +208,6 @@ def clamd(scratch: Path) -> Iterator[ClamdStub]:
 
 
 # LMTP.
-
-
-@pytest.mark.parametrize("case", main_job.cases(), ids=lambda case: case.name.replace(" ", "-"))
-def test_the_dozen_by_lmtp(
-    make_site: Make, case: Case, clamd_server: servers.Server, spamd_server: servers.Server, scratch: Path
-) -> None:
-    """Each message of the demo ends where the command puts it; RFC 5321 section 4.2.3 for the code."""
-    example = main_job.example_configuration(clamd_server.address, spamd_server.address, scratch / "you" / "log")
-    site = make_site(quota=case.quota)
-    site.config.write_text(
-        re.sub(
-            "/run/deliver/(deliver.sock|lmtp.sock)", lambda found: str(site.path / found[1][:4].rstrip("l")), example
-        ).replace(str(site.path / "deli"), str(site.socket))
-        + f'\n[users]\nmaildir = "{scratch}/{{user}}/Maildir"\n'
-    )
-    assert site.serve()
-    with Client(site.lmtp) as client:
-        client.say("LHLO there")
-        (reply,) = client.send("friend@example.net", [RECIPIENT], case.on_top(site.environment()) + case.message)
-    wanted = {"over quota": "552 5.2.2 Mailbox is full", "a mail loop": "554 5.4.6 This message is looping"}
-    assert reply.startswith(wanted.get(case.name, "250 2.0.0 Delivered")), site.logged()
-    assert site.where() == case.where
-    assert list((site.maildir / "tmp").iterdir()) == []
 
 
 def test_the_stored_message_is_the_same_through_both_doors(make_site: Make) -> None:
