@@ -19,7 +19,7 @@ from deliver import qmailfile, tree
 from deliver.config import Config, personal
 from deliver.errors import DeliverError
 from deliver.qmailfile import DELIVERING, Filtering, Kind, Line
-from deliver.rules.conditions import EVERY_MESSAGE
+from deliver.rules.logic import EVERY_MESSAGE
 
 SITE_FILTERS = (
     "/usr/local/etc/mail/mailfilter",  # Mail::Toaster

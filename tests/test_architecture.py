@@ -25,18 +25,18 @@ ROOMS = {
     # What passes through a delivery, and words and numbers for it. The standard library alone.
     "values": Room("__init__ values errors units exits headers header_lines message rules.__init__ rules.model rules.placeholders", ""),
     # What is in a message, read within bounds when a rule asks.
-    "content": Room("mime bodies attachments archives filetypes bounces authentication", "values"),
+    "content": Room("mime ambiguity filenames bodies attachments archives filetypes bounces authentication", "values"),
     # The life of a message. Its collaborators arrive as values, so that tests can build them.
-    "story": Room("pipeline scan policy actions reply rules.evaluate rules.conditions rules.matching rules.moments", "values content"),
+    "story": Room("pipeline scan policy actions reply rules.evaluate rules.conditions rules.contents rules.fields rules.logic rules.matching rules.moments rules.proofs", "values content"),
     # The outside world: scanners, disk, the MTA's queue.
-    "scanners": Room("scanners.*", "values"),
+    "scanners": Room("scanners.*", "values content"),
     "adapters": Room("maildir mailbox quota subscriptions answered keywords forward programs lists seen signatures", "values"),
     # From files, the environment and the network to values, and back.
     "reading": Room("config layers arguments maildrop envelope positions rules.load rules.doubts log lmtp", "values"),
     # What only a process that stays needs: scans shared and counted, and LMTP's users.
     "resident": Room("scan_once metrics users gate sockets", "values story reading"),
     # The only one that knows every adapter.
-    "wiring": Room("wiring", "values story scanners adapters reading resident store backends"),
+    "wiring": Room("wiring", "values content story scanners adapters reading resident store backends"),
     # What an administrator does to mailboxes, whole trees of them.
     "tools": Room("adopt doctor expire qmailfile tickbox tree", "values story scanners adapters reading resident wiring"),
     # Other programs' filters, from text to rules.
@@ -56,6 +56,8 @@ ALSO = {
     ("pipeline", "log"): "the log's type",
     ("pipeline", "quarantine.store"): "the store's type",
     ("rules.load", "rules.conditions"): "compiles what it has read, once",
+    ("rules.load", "rules.fields"): "what the name of a header field may be",
+    ("rules.load", "rules.logic"): "the condition of a rule without any",
     ("rules.load", "rules.matching"): "where in a file something stands, and what compiling it may cost",
     ("actions", "maildir"): "its error for a folder that cannot be used: the inbox is the answer",
     ("actions", "quarantine.store"): "the store's type",

@@ -7,7 +7,9 @@ from typing import TypeVar
 
 from deliver.header_lines import LONGEST_VALUE
 from deliver.rules import placeholders
-from deliver.rules.conditions import EVERY_MESSAGE, FIELD_NAME, NAMES, compile_when
+from deliver.rules.conditions import NAMES, compile_when
+from deliver.rules.fields import FIELD_NAME
+from deliver.rules.logic import EVERY_MESSAGE
 from deliver.rules.matching import Budget, Place, closest, is_finite, kind
 from deliver.rules.model import Responder, Rule, folder_problem, is_inbox
 from deliver.units import parse_span
@@ -31,7 +33,9 @@ _FLAGS = {"seen": "S", "flagged": "F", "answered": "R", "replied": "R", "draft":
 _SEES = ("ham", "spam", "all")
 
 # Lines of ours: a rule that writes them would say in our name what we did not find.
-_OURS = frozenset({"authentication-results", "delivered-to", "return-path", "x-filter-error", "x-virus-status"})
+_OURS = frozenset(
+    "authentication-results delivered-to return-path x-attachment-status x-filter-error x-virus-status".split()
+)
 _OUR_PREFIX = "x-spam-"
 
 # What a message cannot be read, answered or traced without, and what tells loops.

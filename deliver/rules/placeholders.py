@@ -4,7 +4,7 @@ written, so every value is made harmless for its place before it is put in.
 
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from deliver.rules.model import View, folder_problem, is_inbox
 from deliver.values import INBOX
@@ -21,14 +21,15 @@ _NOT_IN_A_LEVEL = re.compile(r"[^a-z0-9_+=@-]+")
 _IDENTIFIER = re.compile(r"<([^<>]*)>[^<>]*\Z")
 
 
-def check(text: str) -> str:
-    """The text, if all its placeholders exist; ValueError says what there is instead."""
+def check(text: str, known: Iterable[str] = ()) -> str:
+    """The text, if all its placeholders are ``known`` (those of rules by default); ValueError says what there is."""
+    there = tuple(known) or tuple(VALUES)
     for found in _PLACEHOLDER.finditer(text):
-        if found[1] and found[1] not in VALUES:
+        if found[1] and found[1] not in there:
             import difflib
 
-            near = difflib.get_close_matches(found[1].lower(), VALUES, 1)
-            hint = f"; did you mean {{{near[0]}}}?" if near else f" (there are {', '.join(VALUES)})"
+            near = difflib.get_close_matches(found[1].lower(), there, 1)
+            hint = f"; did you mean {{{near[0]}}}?" if near else f" (there are {', '.join(there)})"
             raise ValueError(f"unknown placeholder {{{found[1]}}}{hint}; a brace itself is written {{{{")
     return text
 
@@ -77,8 +78,14 @@ def _level(value: str) -> str:
 
 
 def _fill(text: str, view: View, clean: Callable[[str], str]) -> str:
+    return put(text, {name: clean(VALUES[name](view)) for name in names(text) if name in VALUES})
+
+
+def put(text: str, values: Mapping[str, str]) -> str:
+    """The text with ``values``, which are harmless there already, in place of their names."""
+
     def value(found: re.Match[str]) -> str:
-        return clean(VALUES[found[1]](view)) if found[1] in VALUES else found[0][:1] if not found[1] else found[0]
+        return values.get(found[1], found[0]) if found[1] else found[0][:1]
 
     return _PLACEHOLDER.sub(value, text)
 

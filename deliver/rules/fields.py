@@ -1,0 +1,221 @@
+"""Conditions on the message's own header and on the envelope."""
+
+import functools
+import re
+from collections.abc import Callable, Container
+from typing import NamedTuple
+
+from deliver.rules.logic import EVERY_MESSAGE, every, leaf, some, truth, whole_text_test
+from deliver.rules.matching import (
+    ANYTHING,
+    Place,
+    Test,
+    any_of,
+    closest,
+    kind,
+    number_test,
+    one_text_test,
+    parse_number,
+    quoted,
+    show_text,
+    text_test,
+)
+from deliver.rules.model import Condition, Text, View
+
+FIELD_NAME = re.compile(r"[!-9;-~]{1,76}")
+"""A header field's name (RFC 5322 section 3.6.8), short enough for a line of encoded words (RFC 2047 section 2)."""
+
+
+def addresses(name: str, value: object, place: Place) -> Condition:
+    """An address in the header field of that name."""
+    together = place._replace(together=place.budget.together(name))
+    return of_addresses(name, value, together, lambda view: view.addresses(name))
+
+
+def envelope_address(name: str, value: object, place: Place) -> Condition:
+    """The envelope sender or recipient."""
+    return of_addresses(name, value, place, lambda view: [Text.of(getattr(view.facts.envelope, name))])
+
+
+def of_addresses(name: str, value: object, place: Place, found: Callable[[View], list[Text]]) -> Condition:
+    """A condition that any of some addresses is as wanted, or stands in a list."""
+    tests: list[Test] = []
+    lists: list[str] = []
+    if value == []:
+        raise ValueError("the array is empty: nothing would match")
+    for index, item in enumerate(value if isinstance(value, list) else [value]):
+        where = place.at(index) if isinstance(value, list) else place
+        if isinstance(item, dict) and "in" in item:
+            lists += where.attempt(functools.partial(_list_names, item, where), [])
+        else:
+            tests.append(where.attempt(functools.partial(_address_test, item, where), ANYTHING))
+    parts = [leaf(name, any_of(tests), found, show_text)] if tests else []
+    parts += [_listed(name, one, found) for one in lists]
+    return some(parts) if parts else EVERY_MESSAGE
+
+
+_PARTS = ("user", "detail", "domain")
+
+
+def _address_test(value: object, place: Place) -> Test:
+    if isinstance(value, str) and value.startswith("@"):
+        place.warn(f'"{value}" matches no address; write "*{value}" for all addresses of that domain')
+    if not isinstance(value, dict) or not set(_PARTS).intersection(value):
+        return one_text_test(value, place, (*_PARTS, "in"))
+    if other := next((key for key in value if key not in _PARTS), None):
+        raise ValueError(f'"{other}" cannot stand beside {", ".join(_PARTS)}')
+
+    def compiled(part: str) -> Test:
+        below = place.at(part)._replace(together=None)
+        if part == "domain" and isinstance(value[part], str) and value[part].startswith("@"):
+            below.warn(f'a domain is written without the "@": "{value[part][1:]}"')
+        return below.attempt(lambda: text_test(value[part], below), ANYTHING)
+
+    tests = {part: compiled(part) for part in value}
+
+    def accepts(address: Text) -> bool:
+        known = _address(address.value)
+        return all((text := getattr(known, part)) is not None and test.accepts(text) for part, test in tests.items())
+
+    return Test(" and ".join(f"{part} {test.words}" for part, test in tests.items()), accepts)
+
+
+class _Address(NamedTuple):
+    user: Text
+    detail: Text | None
+    domain: Text
+
+
+@functools.lru_cache(maxsize=1000)
+def _address(value: str) -> _Address:
+    """The parts of an address: in ``user+detail@domain`` "-" separates as well, whichever comes first."""
+    local, _, domain = value.rpartition("@")
+    user, separator, detail = re.fullmatch(r"(?s)([^+-]*)([+-]?)(.*)", local).groups()  # type: ignore[union-attr]
+    return _Address(Text.of(user), Text.of(detail) if separator else None, Text.of(domain))
+
+
+def in_list(_name: str, value: object, place: Place) -> Condition:
+    """The From address stands in a list of [lists]."""
+    names = _list_names({"in": value}, place)
+    return some([_listed("from", one, lambda view: view.addresses("from")) for one in names])
+
+
+def _list_names(table: dict[str, object], place: Place) -> list[str]:
+    if len(table) > 1:
+        raise ValueError('"in" stands alone in its table')
+    value = table["in"]
+    names: list[str] = []
+    if value == []:
+        raise ValueError("the array is empty: nothing would match")
+    for name in value if isinstance(value, list) else [value]:
+        if not isinstance(name, str):
+            raise ValueError(f'expected in = "name", the name of a list in [lists], not {kind(name)}')
+        if name not in place.lists:
+            known = f"there are {', '.join(sorted(place.lists))}" if place.lists else "there are none"
+            raise ValueError(f'there is no list "{name}" in [lists]{closest(name, place.lists)} ({known})')
+        names.append(name)
+    return names
+
+
+def _listed(name: str, wanted: str, found: Callable[[View], list[Text]]) -> Condition:
+    def values(view: View) -> list[tuple[Text, bool]]:
+        entries = view.facts.outside.addresses(wanted)
+        return [(one, _stands_in(one.value.lower(), entries)) for one in found(view)]
+
+    test = Test(f"in the list {quoted(wanted)}", lambda pair: bool(pair[1]))
+    return leaf(name, test, values, lambda pair: show_text(pair[0]))
+
+
+def _stands_in(address: str, entries: Container[str]) -> bool:
+    return address in entries or ("@" in address and address.rpartition("@")[2] in entries)
+
+
+def extension(name: str, value: object, place: Place) -> Condition:
+    """What follows "-" or "+" in the recipient's local part."""
+    return leaf(name, text_test(value, place), lambda view: [Text.of(view.facts.envelope.extension)], show_text)
+
+
+def field(name: str, value: object, place: Place) -> Condition:
+    """The value of the header field of that name."""
+    lower = name.lower()
+    test = text_test(value, place._replace(together=place.budget.together(lower)))
+    return leaf(name, test, lambda view: view.texts(lower), show_text)
+
+
+def subject(name: str, value: object, place: Place) -> Condition:
+    """The Subject."""
+    test = whole_text_test(name, value, place._replace(together=place.budget.together(name)))
+    return leaf(name, test, lambda view: view.texts(name), show_text)
+
+
+def header(name: str, value: object, place: Place) -> Condition:
+    """Header fields by their names, all of them."""
+    if not isinstance(value, dict) or not value:
+        raise ValueError(f'expected {name} = {{ "X-Name" = "*value*" }}')
+
+    def compiled(one: str) -> Condition:
+        below = place.at(one)
+        return below.attempt(lambda: _named_field(one, value[one], below), EVERY_MESSAGE)
+
+    return every([compiled(one) for one in value])
+
+
+def _named_field(name: str, value: object, place: Place) -> Condition:
+    if not FIELD_NAME.fullmatch(name):
+        raise ValueError(f'"{name}" is no header field\'s name: those are ASCII, without blanks and colons')
+    return field(name, value, place)
+
+
+def list_id(name: str, value: object, place: Place) -> Condition:
+    """The identifier in List-Id."""
+    test = text_test(value, place._replace(together=place.budget.together(name)))
+    return leaf(name, test, lambda view: view.once(_list_ids), show_text)
+
+
+def _list_ids(view: View) -> list[Text]:
+    return [Text.of(_identifier(text.value)) for text in view.texts("list-id")]
+
+
+def _identifier(value: str) -> str:
+    """What stands in the last <> (RFC 2919 section 3: a phrase may stand before it), else the value."""
+    _, opened, rest = value.rpartition("<")
+    inner, closed, _ = rest.partition(">")
+    return inner.strip() if opened and closed else value
+
+
+# RFC 2369, RFC 2919, and what managers of lists wrote before these.
+_LIST_FIELDS = (
+    "list-id list-post list-help list-unsubscribe list-subscribe list-owner list-archive mailing-list x-mailing-list "
+    "x-beenthere x-listname x-list-id"
+).split()
+
+
+def is_list(name: str, value: object, _place: Place) -> Condition:
+    """Whether it came through a mailing list."""
+
+    def holds(view: View) -> bool:
+        if any(view.texts(field) for field in _LIST_FIELDS):
+            return True
+        return any(text.folded == "list" for text in view.texts("precedence"))
+
+    return truth(name, value, holds)
+
+
+def recipients(name: str, value: object, place: Place) -> Condition:
+    """How many addresses To and Cc have."""
+    test = number_test(value, place, parse_number, "> 20")
+    return leaf(name, test, lambda view: [len(view.addresses("to")) + len(view.addresses("cc"))], str)
+
+
+def header_count(name: str, value: object, place: Place) -> Condition:
+    """How many fields of some names there are."""
+    if not isinstance(value, dict) or not value:
+        raise ValueError(f'expected {name} = {{ Received = "> 30" }}')
+
+    def compiled(field: str) -> Condition:
+        if not FIELD_NAME.fullmatch(field):
+            raise ValueError(f'"{field}" is no header field\'s name: those are ASCII, without blanks and colons')
+        test = number_test(value[field], place.at(field), parse_number, "> 1")
+        return leaf(f"{name} of {field}", test, lambda view: [len(view.facts.content.fields(field))], str)
+
+    return every([place.at(field).attempt(functools.partial(compiled, field), EVERY_MESSAGE) for field in value])
