@@ -17,7 +17,8 @@ PYTHON := $(shell for python in /usr/bin/python3 python3 python3.13 python3.12 p
 # What the tests run for real: a program (or a file with its path) and, behind the colon, the Debian package that has it.
 PROGRAMS := clamd:clamav-daemon clamdscan:clamdscan spamd:spamd spamc:spamc /usr/lib/dovecot/imap:dovecot-imapd \
 	deliverquota.courier:courier-base strace:strace maildrop:maildrop clamscan:clamav rspamd:rspamd \
-	c-icap:c-icap /usr/lib/$(shell uname -m)-linux-gnu/c_icap/virus_scan.so:libc-icap-mod-virus-scan
+	c-icap:c-icap /usr/lib/$(shell uname -m)-linux-gnu/c_icap/virus_scan.so:libc-icap-mod-virus-scan \
+	7zz:7zip xorriso:xorriso gcab:gcab bsdtar:libarchive-tools uuencode:sharutils tnef:tnef sievec:dovecot-sieve procmail:procmail
 
 # $(call apt-install,PACKAGES): as root, on Debian, without starting any service that comes with them
 # (invoke-rc.d(8): policy-rc.d exiting 101 forbids it).
@@ -117,7 +118,7 @@ sweep: setup
 
 # BENCH=full measures longer and more.
 .PHONY: bench
-bench: PROGRAMS += procmail:procmail /usr/lib/dovecot/lmtp:dovecot-lmtpd sievec:dovecot-sieve
+bench: PROGRAMS += /usr/lib/dovecot/lmtp:dovecot-lmtpd
 bench: setup
 	@echo 'bench: what rules cost'
 	$(BIN)/python bench/curves.py

@@ -1,6 +1,7 @@
-"""What a file is by its first bytes, whatever it is called."""
+"""What a file is by its first bytes, whatever it is called; and whether these are enough to know what is in it."""
 
 import re
+from collections.abc import Collection, Iterable
 
 HEAD = 4096
 """First bytes that are enough to know."""
@@ -11,13 +12,33 @@ _SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
     (0, b"PK\x03\x04", "application/zip"),
     (0, b"PK\x05\x06", "application/zip"),
     (0, b"PK\x07\x08", "application/zip"),
+    (0, b"PK00PK\x03\x04", "application/zip"),
     (0, b"\x1f\x8b", "application/gzip"),
     (0, b"BZh", "application/x-bzip2"),
     (0, b"\xfd7zXZ\x00", "application/x-xz"),
     (0, b"7z\xbc\xaf\x27\x1c", "application/x-7z-compressed"),
     (0, b"Rar!\x1a\x07", "application/vnd.rar"),
     (0, b"MSCF", "application/vnd.ms-cab-compressed"),
+    (0, b"070701", "application/x-cpio"),
+    (0, b"070702", "application/x-cpio"),
+    (0, b"070707", "application/x-cpio"),
+    (0, b"!<arch>\n", "application/x-archive"),
+    (0, b"\xed\xab\xee\xdb", "application/x-rpm"),
+    (0, b"xar!\x00", "application/x-xar"),
+    (0, b"\x1f\x9d", "application/x-compress"),
+    (0, b"LZIP\x01", "application/x-lzip"),
+    (0, b"\x28\xb5\x2f\xfd", "application/zstd"),
+    (0, b"\x04\x22\x4d\x18", "application/x-lz4"),
+    (7, b"**ACE**", "application/x-ace"),
+    (20, b"\xdc\xa7\xc4\xfd", "application/x-zoo"),
+    (0, b"MSWIM\x00\x00\x00", "application/x-ms-wim"),
+    (0, b"vhdxfile", "application/x-vhdx"),
+    (0, b"ALZ\x01", "application/x-alz"),
+    (0, b"EGGA", "application/x-egg"),
     (257, b"ustar", "application/x-tar"),
+    # ECMA-119 section 8, ECMA-167 part 2 section 9: volume descriptors begin at sector 16, of 2048 bytes.
+    (0x8001, b"CD001", "application/x-iso9660-image"),
+    (0x8001, b"BEA01", "application/x-udf-image"),
     (0, b"MZ", "application/vnd.microsoft.portable-executable"),
     (0, b"\x7fELF", "application/x-elf"),
     (0, b"\xfe\xed\xfa\xce", "application/x-mach-binary"),
@@ -29,6 +50,7 @@ _SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
     (0, b"ITSF\x03\x00\x00\x00", "application/vnd.ms-htmlhelp"),
     (0, b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "application/x-ole-storage"),
     (0, b"{\\rtf", "application/rtf"),
+    (0, b"\x78\x9f\x3e\x22", "application/vnd.ms-tnef"),
     (0, b"\x89PNG\r\n\x1a\n", "image/png"),
     (0, b"\xff\xd8\xff", "image/jpeg"),
     (0, b"GIF87a", "image/gif"),
@@ -43,6 +65,16 @@ _SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
     (0, b"ID3", "audio/mpeg"),
     (0, b"BM", "image/bmp"),
     (0, b"#!", "text/x-shellscript"),
+)
+_LZH = re.compile(rb".{2}-l[hz][0-9sd]-", re.DOTALL)
+# The properties of `lzma`, a dictionary of full KiB, and the size: unknown, or below 2**40.
+_LZMA = re.compile(rb"\x5d\x00\x00.{2}(?:\xff{8}|.{5}\x00{3})", re.DOTALL)
+# ARJ's technical note: the main header's size, 2600 at most, its fixed part's, and the file type 2 of a main header.
+_ARJ = re.compile(rb"\x60\xea.[\x00-\x0a][\x1e-\x30].{5}\x02", re.DOTALL)
+_WEAK = (
+    (_LZH, "application/x-lzh-compressed"),
+    (_LZMA, "application/x-lzma"),
+    (_ARJ, "application/x-arj"),
 )
 _RIFF = frozenset({"image/webp", "audio/vnd.wave", "video/vnd.avi"})
 _HTML = re.compile(rb"(?i)\s*<(?:!doctype html|html|head|body|script)\b")
@@ -64,11 +96,22 @@ def detect(head: bytes) -> str:
     for offset, signature, name in _SIGNATURES:
         if head.startswith(signature, offset) and (name not in _RIFF or head.startswith(b"RIFF")):
             return _zip_based(head) if name == "application/zip" else name
+    for pattern, name in _WEAK:
+        if pattern.match(head):
+            return name
+    if _old_tar(head):
+        return "application/x-tar"
     if _HTML.match(head):
         return "text/html"
     if head.startswith((b"\xff\xfe", b"\xfe\xff")):
         return "text/plain"  # UTF-16
     return "application/octet-stream" if _BINARY.search(head) else "text/plain"
+
+
+def _old_tar(head: bytes) -> bool:
+    """tar(5), the format before "ustar": only its sum, in which its own field counts as blanks, marks a header."""
+    said = re.match(rb" *([0-7]{1,7})[\x00 ]", head[148:156]) if len(head) >= 512 else None
+    return said is not None and int(said[1], 8) == sum(head[:148]) + sum(head[156:512]) + 8 * 32
 
 
 def _zip_based(head: bytes) -> str:
@@ -91,6 +134,80 @@ def _zip_based(head: bytes) -> str:
     if name in {b"META-INF/", b"META-INF/MANIFEST.MF"}:
         return "application/java-archive"
     return "application/zip"
+
+
+PYTHON_READS = frozenset(
+    "application/zip application/java-archive application/x-tar application/gzip application/x-bzip2 "
+    "application/x-xz".split()
+)
+LIBARCHIVE_READS = frozenset(
+    "application/x-7z-compressed application/vnd.rar application/vnd.ms-cab-compressed application/x-lzh-compressed "
+    "application/x-iso9660-image application/x-cpio application/x-archive application/x-rpm application/x-xar "
+    "application/x-compress application/x-lzip application/x-lzma application/zstd application/x-lz4".split()
+)
+NOBODY_READS = frozenset(
+    "application/x-ace application/x-arj application/x-zoo application/x-ms-wim application/x-vhdx application/x-alz "
+    "application/x-egg application/x-udf-image".split()
+)
+_ARCHIVES = PYTHON_READS | LIBARCHIVE_READS | NOBODY_READS
+
+SOMEWHERE = "somewhere"
+"""The kind of a file in which an archive may begin anywhere: a program that unpacks itself, or an archive by name."""
+
+PROGRAM = "application/vnd.microsoft.portable-executable"
+OLE = "application/x-ole-storage"
+PDF = "application/pdf"
+TNEF = "application/vnd.ms-tnef"
+
+_PACKED = frozenset("zip jar rar r00 7z cab".split())
+_DISKS = frozenset({"iso", "img", "udf"})
+_DOCUMENTS = frozenset(
+    "docx docm dotx dotm xlsx xlsm xltx xltm xlsb xlam pptx pptm potx potm ppsx ppsm ppam odt ods odp odg ott ots otp "
+    "odm odb epub vsdx vsdm".split()
+)
+_TEXT_DOCUMENTS = frozenset("doc dot xls xlt ppt pot pps rtf xml mht mhtml fodt fods fodp".split())
+_LETTERS = frozenset({"eml", "mht", "mhtml"})
+_SAID = frozenset({"[content_types].xml", "manifest.xml"})
+_OFFICE_XML = re.compile(rb"(?s)\s*<\?xml.{0,1000}(?:mso-application|office:document)")
+_ACTIVE_MIME = re.compile(rb"(?im)^mime-version:.*\n")
+
+
+def kind_of(head: bytes, names: Iterable[str]) -> str:
+    """How to read a file that begins so as an archive; "" if it is none. ``names`` are all that it has.
+
+    A document that is a zip file is one of these only under another name than a document's, since then programs open
+    it as an archive.
+    """
+    detected = detect(head)
+    if detected in _ARCHIVES:
+        return detected
+    ends = {extension(name) for name in names}
+    if head.startswith(b"PK\x03\x04"):
+        return "" if ends & _DOCUMENTS else "application/zip"
+    return SOMEWHERE if head and (detected == PROGRAM or ends & _PACKED) else ""
+
+
+def is_document(head: bytes, names: Iterable[str]) -> bool:
+    """Whether a file that begins so may have macros or be encrypted: then all of it is needed to know."""
+    if head.startswith(b"PK\x03\x04"):
+        return detect(head) not in PYTHON_READS or any(extension(name) in _DOCUMENTS for name in names)
+    if any(extension(name) in _TEXT_DOCUMENTS for name in names):
+        return detect(head) in {OLE, PDF} or bool(_OFFICE_XML.match(head) or _ACTIVE_MIME.match(head))
+    return detect(head) in {OLE, PDF}
+
+
+def is_letter(names: Iterable[str]) -> bool:
+    """Whether a file is a message by its name: a mail program opens it as one."""
+    return any(extension(name) in _LETTERS for name in names)
+
+
+def worth_all(head: bytes, names: Collection[str]) -> bool:
+    """Whether more than the head of a file has to be read, to find what is in it."""
+    if kind_of(head, names) or is_document(head, names) or is_letter(names) or detect(head) == TNEF:
+        return True
+    # A disk's first 32 KiB are not its file system's; mostly they are empty.
+    disk = len(head) >= 512 and (not head.strip(b"\x00") or any(extension(name) in _DISKS for name in names))
+    return disk or any(re.split(r"[/\\]", name)[-1].lower() in _SAID for name in names)
 
 
 def extension(name: str) -> str:

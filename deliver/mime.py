@@ -21,8 +21,12 @@ MOST_PARTS = 10_000
 MOST_MULTIPARTS = 500
 """Multiparts of one message: each costs a pattern."""
 
-_TOP_HEADER_CAP = 1024 * 1024
-_HEADER_CAP = 64 * 1024
+TOP_HEADER_CAP = 1024 * 1024
+"""Bytes of the message's own header that are read."""
+
+HEADER_CAP = 64 * 1024
+"""Bytes of a part's header that are read."""
+
 _LONGEST_BOUNDARY = 1000  # RFC 2046 section 5.1.1 allows 70, RFC 5322 section 2.1.1 no longer line than 998
 _LONGEST_QUOTED = 10_000  # RFC 2045 section 6.7 allows 76
 _LONGEST_LINE = _LONGEST_BOUNDARY + 50
@@ -61,17 +65,36 @@ Keep = Callable[[Part], int]
 """How many decoded bytes of a part to keep. Asked before any is there, and again with as many as it said."""
 
 
-def parts(chunks: Iterable[bytes], keep: Keep) -> Iterator[Part]:
+class Watch:
+    """Is told what ``parts`` leaves out: what others may read in another way. This one does not care."""
+
+    def header(self, part: Part, block: bytes) -> None:
+        """The raw header of a part, also of a multipart; at most HEADER_CAP of it, of the message's own TOP_HEADER_CAP.
+
+        ``part`` is what its fields say; its content is still to come.
+        """
+
+    def entered(self, part: Part, boundaries: tuple[bytes, ...], found: bytes | None, *, text: bool) -> None:
+        """The multipart ``part`` was entered. ``boundaries`` are all that are open now, its own the last; ``found`` is
+        which of them came first, if any did, and ``text`` whether anything but blanks stood before.
+        """
+
+    def body(self, part: Part, piece: bytes) -> None:
+        """A piece of a part's content, still encoded."""
+
+
+def parts(chunks: Iterable[bytes], keep: Keep, watch: Watch | None = None) -> Iterator[Part]:
     """The parts of the message in ``chunks``, in order."""
-    return _parts(chunks, keep, ())
+    return _parts(chunks, keep, (), watch or Watch())
 
 
-def _parts(chunks: Iterable[bytes], keep: Keep, around: tuple[str, ...]) -> Iterator[Part]:
+def _parts(chunks: Iterable[bytes], keep: Keep, around: tuple[str, ...], watch: Watch) -> Iterator[Part]:
     reader = _Reader(chunks)
     levels = _Levels(around)
     for number in range(MOST_PARTS):
-        fields = _fields(reader.header(levels.pattern_of_header, _HEADER_CAP if number else _TOP_HEADER_CAP))
-        part = _part(fields, levels.types)
+        block = reader.header(levels.pattern_of_header, HEADER_CAP if number else TOP_HEADER_CAP)
+        part = _part(_fields(block), levels.types)
+        watch.header(part, block)
         boundary = part.parameters.get("boundary", "").encode("utf-8", "replace")
         is_message = part.type in {"message/rfc822", "message/global"}
         plain = part.encoding not in {"base64", "quoted-printable"}
@@ -79,6 +102,7 @@ def _parts(chunks: Iterable[bytes], keep: Keep, around: tuple[str, ...]) -> Iter
             content = _Content(part, keep)
             if not reader.ended:
                 for piece in reader.until(levels.pattern):
+                    watch.body(part, piece)
                     content.add(piece)
             part = content.part()
             yield part
@@ -86,7 +110,7 @@ def _parts(chunks: Iterable[bytes], keep: Keep, around: tuple[str, ...]) -> Iter
                 if len(part.inside) >= DEEPEST:
                     yield UNREAD
                 else:
-                    yield from _parts([part.content], keep, (*part.inside, part.type))
+                    yield from _parts([part.content], keep, (*part.inside, part.type), watch)
         elif len(levels.types) >= DEEPEST or len(boundary) > _LONGEST_BOUNDARY or levels.made >= MOST_MULTIPARTS:
             yield UNREAD
             return
@@ -96,7 +120,8 @@ def _parts(chunks: Iterable[bytes], keep: Keep, around: tuple[str, ...]) -> Iter
             continue
         else:
             levels.enter(part.type, boundary)
-            reader.skip(levels.pattern)
+            text = reader.skip(levels.pattern)
+            watch.entered(part, levels.boundaries, reader.found["boundary"] if reader.found else None, text=text)
         while reader.found is not None and levels.leave(reader.found):
             reader.skip(levels.pattern)
         if reader.found is None:
@@ -116,6 +141,11 @@ class _Levels:
     @property
     def types(self) -> tuple[str, ...]:
         return (*self._around, *(name for name, _ in self._open))
+
+    @property
+    def boundaries(self) -> tuple[bytes, ...]:
+        """Of the multiparts that are open, the outermost first."""
+        return tuple(boundary for _, boundary in self._open if boundary)
 
     def enter(self, name: str, boundary: bytes) -> None:
         """Into a multipart, or, without boundary, into a message."""
@@ -170,10 +200,12 @@ class _Reader:
             yield self._buffer[self._at : keep]
             self._fill(keep)
 
-    def skip(self, pattern: "re.Pattern[bytes]") -> None:
-        """Pass over all up to the match."""
-        for _ in self.until(pattern):
-            pass
+    def skip(self, pattern: "re.Pattern[bytes]") -> bool:
+        """Pass over all up to the match; whether there was more than blanks."""
+        text = False
+        for piece in self.until(pattern):
+            text = text or bool(piece.strip())
+        return text
 
     def header(self, pattern: "re.Pattern[bytes]", cap: int) -> bytes:
         """The header that begins here, at most so many bytes of it."""
@@ -291,10 +323,7 @@ def parameters_of(value: bytes) -> tuple[str, dict[str, str]]:
     word = _COMMENT.sub(b"", front).decode("latin-1").strip().lower()
     plain: dict[str, str] = {}
     extended: dict[str, dict[int, tuple[bytes, bool]]] = {}
-    for found in _PARAMETER.finditer(semicolon + rest):
-        name = found[1].decode("latin-1").lower()
-        raw = found[2].strip()
-        raw = _ESCAPED.sub(rb"\1", raw[1:-1]) if raw[:1] == b'"' == raw[-1:] and len(raw) > 1 else raw.strip(b'"')
+    for name, raw in raw_parameters(semicolon + rest):
         base, number, encoded = _SEGMENT.fullmatch(name).groups()  # type: ignore[union-attr] # it matches every name
         if number is None and encoded is None:
             plain.setdefault(name, headers.decode(raw))
@@ -304,6 +333,14 @@ def parameters_of(value: bytes) -> tuple[str, dict[str, str]]:
         plain[f"{base}*"] = _joined(segments)
         plain.setdefault(base, plain[f"{base}*"])
     return word, plain
+
+
+def raw_parameters(value: bytes) -> Iterator[tuple[str, bytes]]:
+    """Every parameter behind the first semicolon, in order, under its name in lower case, without quotes around it."""
+    for found in _PARAMETER.finditer(value, max(value.find(b";"), 0)):
+        raw = found[2].strip()
+        raw = _ESCAPED.sub(rb"\1", raw[1:-1]) if raw[:1] == b'"' == raw[-1:] and len(raw) > 1 else raw.strip(b'"')
+        yield found[1].decode("latin-1").lower(), raw
 
 
 def _joined(segments: dict[int, tuple[bytes, bool]]) -> str:

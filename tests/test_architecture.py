@@ -23,14 +23,14 @@ class Room(NamedTuple):
 
 ROOMS = {
     # What passes through a delivery, and words and numbers for it. The standard library alone.
-    "values": Room("__init__ values errors units exits headers header_lines message rules.__init__ rules.model rules.placeholders", ""),
+    "values": Room("__init__ values errors units exits headers header_lines letters message rules.__init__ rules.model rules.placeholders", ""),
     # What is in a message, read within bounds when a rule asks.
-    "content": Room("mime ambiguity filenames bodies attachments archives filetypes bounces authentication", "values"),
+    "content": Room("mime ambiguity filenames bodies attachments enclosed tnef archives zips unpack libarchive rar limited bounds macros filetypes bounces authentication", "values"),
     # The life of a message. Its collaborators arrive as values, so that tests can build them.
-    "story": Room("pipeline scan policy actions reply rules.evaluate rules.conditions rules.contents rules.fields rules.logic rules.matching rules.moments rules.proofs", "values content"),
+    "story": Room("pipeline scan policy actions reply notices qmailscanner rules.evaluate rules.conditions rules.contents rules.fields rules.logic rules.matching rules.moments rules.proofs", "values content"),
     # The outside world: scanners, disk, the MTA's queue.
     "scanners": Room("scanners.*", "values content"),
-    "adapters": Room("maildir mailbox quota subscriptions answered keywords forward programs lists seen signatures", "values"),
+    "adapters": Room("maildir mailbox quota subscriptions answered learned keywords forward programs lists seen signatures", "values"),
     # From files, the environment and the network to values, and back.
     "reading": Room("config layers arguments maildrop envelope positions rules.load rules.doubts log lmtp", "values"),
     # What only a process that stays needs: scans shared and counted, and LMTP's users.
@@ -38,7 +38,7 @@ ROOMS = {
     # The only one that knows every adapter.
     "wiring": Room("wiring", "values content story scanners adapters reading resident store backends"),
     # What an administrator does to mailboxes, whole trees of them.
-    "tools": Room("adopt doctor expire qmailfile tickbox tree", "values story scanners adapters reading resident wiring"),
+    "tools": Room("adopt doctor expire learn qmailfile stats tickbox tree", "values content story scanners adapters reading resident wiring"),
     # Other programs' filters, from text to rules.
     "converters": Room("convert.*", "values reading"),
     # Where a message or a person comes in.
@@ -50,6 +50,12 @@ ROOMS = {
 }
 
 ALSO = {
+    ("config", "quarantine.store"): "the kinds of reasons for which mail is held",
+    ("notices", "config"): "the settings' types",
+    ("notices", "quarantine.store"): "the kinds of reasons for which mail is held",
+    ("qmailscanner", "config"): "the settings' types",
+    ("qmailscanner", "quarantine.store"): "the kinds of reasons for which mail is held",
+    ("quarantine.commands", "tree"): "the quarantines of a whole tree of mailboxes",
     ("commands.quota", "quota"): "shows what the adapter keeps",
     ("pipeline", "config"): "the settings' types",
     ("policy", "config"): "the settings' types",
@@ -73,9 +79,10 @@ PACKAGES = {
     "tree_sitter": "positions",
     "tree_sitter_toml": "positions",
     "msgspec": "config layers rules.load replay commands.*",
-    "sievelib": "convert.sieve",
+    "sievelib": "convert.sieve*",
     "clamd": "scanners.*",
     "aiospamc": "scanners.*",
+    "oletools": "macros",
 }
 """Which modules may import which package from outside. Every other package waits for somebody to name its place."""
 

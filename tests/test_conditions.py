@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from deliver import archives
+from deliver import bounds
 from deliver.bodies import TEXT_CAP
 from deliver.lists import Lists
 from deliver.message import Message, Source, read_framing
@@ -397,7 +397,7 @@ def test_slips_in_attachments(value: object, path: tuple[str, ...], words: str) 
 
 
 def test_a_bomb_is_not_unpacked_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(archives, "UNPACKED_CAP", 1024 * 1024)
+    monkeypatch.setattr(bounds, "UNPACKED_CAP", 1024 * 1024)
     inner = zipped(("filler", os.urandom(64)), ("zeros.tar", b"\0" * 257 + b"ustar" + b"\0" * 40_000_000))
     raw = mime(attached("bomb.zip", inner))
     tracemalloc.start()

@@ -102,7 +102,7 @@ def _attached(view: View) -> "Attached":
     return attachments.read(view.facts.content.chunks())
 
 
-_WAYS = ("pgp", "smime", "zip")
+_WAYS = ("pgp", "smime", "zip", "7z", "rar", "pdf", "office")
 
 
 def encrypted(name: str, value: object, place: Place) -> Condition:

@@ -1,0 +1,196 @@
+"""Whether a message can be read in more than one way: a scanner reads one of them, a mail program perhaps the other.
+
+Amavis let viruses pass, since a message may name two boundaries and mail programs followed the other one
+(CVE-2024-28054). So what readers are known to disagree on, and what no honest mail program writes, is a finding of its
+own. What is wrong but found in honest mail is none: a last boundary that is missing, text of a mailing list behind
+base64, comments in MIME-Version, quoted-printable for a multipart, returned messages whose header was cut.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+
+from deliver import mime
+from deliver.filenames import is_program
+from deliver.filetypes import extension
+
+MOST = 5
+"""Reasons that are told of one message."""
+
+_MESSAGE_CAP = 32 * 1024 * 1024  # bytes of a message that is itself encoded
+_LONGEST_TAIL = 2000  # bytes of base64 that wait for what follows
+_FIELD = re.compile(rb"([!-9;-~]+)([ \t]*):(.*)", re.DOTALL)
+_NEXT_FIELD = re.compile(rb"\n(?![ \t])")
+_BLANK_LINE = re.compile(rb"(?m)^[ \t]+$")
+_SEVERAL = frozenset({b"content-type", b"content-transfer-encoding", b"content-disposition", b"mime-version"})
+_COMMENT = re.compile(rb"\([^()]*\)")
+_BOUNDARY = re.compile(rb'(?i)boundary\s*=\s*(?:"([^"]*)"?|([^\s;"]*))')
+
+# Encodings as they are written in practice; anything else is a guess, which matters where there is a file to decode.
+_ENCODINGS = frozenset(
+    "7bit 7bits 7-bit 8bit 8bits 8-bit binary base64 quoted-printable uuencode x-uuencode x-uue none plain".split()
+)
+_MANGLING = frozenset({"base64", "uuencode", "x-uuencode", "x-uue"})
+
+# Base64 ends with its padding (RFC 2045 section 6.8). Where more of it follows, in the same line or as a line of its
+# own, some readers go on and some do not; the footer of a mailing list is neither.
+_LETTER = rb"[A-Za-z0-9+/]"
+_BEHIND_PADDING = re.compile(
+    rb"=[ \t]*(?:%(x)s|\r?\n(?:%(x)s{4})+(?:%(x)s{4}|%(x)s{3}=|%(x)s{2}==)[ \t]*\r?\n)" % {b"x": _LETTER}
+)
+
+
+def find(chunks: Iterable[bytes]) -> tuple[str, ...]:
+    """Why the message in ``chunks`` can be read in more than one way, at most MOST reasons; () if it cannot.
+
+    The reasons are words of ours, fit for a header line. Never raises.
+    """
+    doubts = _Doubts()
+    for part in mime.parts(chunks, _keep, doubts):
+        del part
+    doubts.ended()
+    return tuple(doubts.found)[:MOST]
+
+
+def _keep(part: mime.Part) -> int:
+    return _MESSAGE_CAP if part.type.startswith("message/") else 0
+
+
+class _Doubts(mime.Watch):
+    """``found`` are the reasons, in order."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, None] = {}
+        self._top = True
+        self._tail = b""
+
+    def header(self, part: mime.Part, block: bytes) -> None:
+        """See mime.Watch."""
+        self.ended()
+        cap = mime.TOP_HEADER_CAP if self._top else mime.HEADER_CAP
+        reasons = _in_header(part, block, cap, top=self._top)
+        self.found.update(dict.fromkeys(reasons))
+        self._top = False
+
+    def entered(self, part: mime.Part, boundaries: tuple[bytes, ...], found: bytes | None, *, text: bool) -> None:
+        """See mime.Watch."""
+        *around, own = boundaries
+        # Of a returned message a mail server often leaves the header, or the first lines.
+        if found != own and text and "multipart/report" not in part.inside:
+            self.found["a boundary that is nowhere"] = None
+        if own in around:
+            self.found["multiparts in each other with one boundary"] = None
+
+    def body(self, part: mime.Part, piece: bytes) -> None:
+        """See mime.Watch."""
+        if part.encoding != "base64":
+            return
+        seen = self._tail + piece
+        if b"=" in seen and _BEHIND_PADDING.search(seen):
+            self.found["base64 behind its end"] = None
+        padding = seen.find(b"=", max(len(seen) - _LONGEST_TAIL, 0))
+        self._tail = b"" if padding < 0 else seen[padding:]
+
+    def ended(self) -> None:
+        """A part is over, and with it the line that its base64 ends with."""
+        if self._tail and _BEHIND_PADDING.search(self._tail + b"\n"):
+            self.found["base64 behind its end"] = None
+        self._tail = b""
+
+
+def _in_header(part: mime.Part, block: bytes, cap: int, *, top: bool) -> Iterator[str]:
+    """Reasons in one header, the message's own, a part's, or that of a message in the message."""
+    if len(block) >= cap:
+        yield "a header without end"
+    header = block.replace(b"\r\n", b"\n").removesuffix(b"\r")
+    fields, broken = _fields(header)
+    matters = any(name in _SEVERAL for name, _, _ in fields)
+    # What came back as undeliverable may be cut anywhere, and its header is nobody's to act on.
+    if top or not part.inside[-1:] or not part.inside[-1].startswith("message/"):
+        if b"\0" in header:
+            yield "NUL in a header"
+        if b"\r" in header:
+            yield "CR in a header"
+        if broken and (top or matters):
+            yield "a line in a header that is no field"
+        if matters and (_BLANK_LINE.search(header) or (not top and header[:1] in b" \t" and header)):
+            yield "a blank line in a header that is folded"
+        if any(b"(" in name for name, _, _ in fields):
+            yield "a comment in a field's name"
+    yield from _in_fields(part, fields)
+    yield from _in_structure(part)
+
+
+def _fields(header: bytes) -> tuple[list[tuple[bytes, bytes, bytes]], bool]:
+    """Names in lower case, the blanks behind them, and values; and whether there is a line that is no field."""
+    fields = []
+    broken = False
+    for line in _NEXT_FIELD.split(header):
+        found = _FIELD.fullmatch(line)
+        if found:
+            fields.append((found[1].lower(), found[2], found[3]))
+        else:
+            # Programs that keep mail in one file put ">" before a From_ line that was left in the header.
+            broken = broken or not (line[:1] in b" \t" or line.startswith((b">From ", b"From ")))
+    return fields, broken
+
+
+def _in_fields(part: mime.Part, fields: list[tuple[bytes, bytes, bytes]]) -> Iterator[str]:
+    seen: dict[bytes, set[bytes]] = {}
+    for name, blanks, value in fields:
+        if name not in _SEVERAL:
+            continue
+        if blanks:
+            yield "a blank behind a field's name"
+        before = seen.setdefault(name, set())
+        if name == b"content-type" and not before:
+            yield from _in_type(part, value)
+        if name == b"content-transfer-encoding" and b"(" in value:
+            yield "a comment in an encoding"
+        if name in {b"content-type", b"content-disposition"}:
+            yield from _twice(value)
+        # Of a disposition only the file's name counts: programs write it twice, attachment and inline.
+        plain = b" ".join(_COMMENT.sub(b"", value).lower().split())
+        before.add(plain if name != b"content-disposition" else dict(mime.raw_parameters(plain)).get("filename", b""))
+        if len(before - {b""}) > 1:
+            yield f"more than one {name.decode('ascii').title().replace('Mime', 'MIME')}"
+
+
+def _in_type(part: mime.Part, value: bytes) -> Iterator[str]:
+    front = value.partition(b";")[0]
+    if b"(" in front:
+        yield "a comment in a type"
+    found = {(quoted or bare).strip() for quoted, bare in _BOUNDARY.findall(value)}
+    named = part.parameters.get("boundary", "")
+    if not part.type.startswith("multipart/"):
+        if found and front.strip().lower().startswith(b"multipart"):
+            yield "a type that is none, with a boundary"
+        return
+    # Readers differ in what they take for the boundary: the first or the last, RFC 2231's form or the plain one,
+    # with or without what is encoded, what stands in a comment or in another parameter.
+    if len(found) > 1 or "boundary*" in part.parameters or (found and named.encode("latin-1", "replace") not in found):
+        yield "more than one boundary"
+
+
+def _twice(value: bytes) -> Iterator[str]:
+    seen: dict[str, bytes] = {}
+    for name, raw in mime.raw_parameters(value):
+        if name in {"name", "filename", "boundary"} and seen.setdefault(name, raw) != raw:
+            yield "more than one boundary" if name == "boundary" else f"more than one {name}"
+
+
+def _in_structure(part: mime.Part) -> Iterator[str]:
+    is_multipart = part.type.startswith("multipart/")
+    if is_multipart and not part.parameters.get("boundary"):
+        yield "a multipart without a boundary"
+    if is_multipart and part.encoding in _MANGLING:
+        yield "an encoded multipart"
+    is_file = bool(part.names) or part.disposition == "attachment" or not part.type.startswith(("text/", "multipart/"))
+    if part.encoding and part.encoding not in _ENCODINGS and is_file:
+        yield "an unknown encoding"
+    if part.type == "message/partial":
+        yield "a part of a message"
+    if part.type == "message/external-body":
+        yield "a body that lies elsewhere"
+    ends = {end for name in part.names if (end := extension(name))}
+    if len(ends) > 1 and any(map(is_program, part.names)):
+        yield "a program under two names"
