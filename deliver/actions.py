@@ -54,7 +54,10 @@ REFUSED = "5.7.1 Message refused"
 
 
 class Tools:
-    """What a plan is carried out with, for one recipient. ``subject`` and ``now`` go into the quarantine's envelope."""
+    """What a plan is carried out with, for one recipient. ``subject`` and ``now`` go into the quarantine's envelope.
+
+    ``held`` are the ids of what was quarantined.
+    """
 
     def __init__(
         self,
@@ -71,6 +74,7 @@ class Tools:
         self.program = program
         self.subject = subject
         self.now = now
+        self.held: list[str] = []
 
 
 def perform(
@@ -111,8 +115,10 @@ def perform(
                 tools.injector().send(envelope.sender, action.target, content)
                 note(Step("perform", f"queued for {action.target}"))
         while prepared:
-            prepared[0].commit()
+            committed = prepared[0].commit()
             prepared.pop(0)
+            if isinstance(committed, Held):
+                tools.held.append(committed.id)
     except OSError as error:
         raise Deferred(f"{error.strerror}: {error.filename}" if error.filename else str(error)) from error
     finally:
@@ -178,6 +184,8 @@ def summary(verdict: Verdict) -> dict[str, object]:
         record["required"] = verdict.required
     if verdict.names:
         record["names"] = list(verdict.names)
+    if verdict.objections:
+        record["objections"] = [{"kind": one.kind, "text": one.text} for one in verdict.objections]
     if verdict.reason:
         record["reason"] = verdict.reason
     if verdict.detail:

@@ -18,22 +18,26 @@ import msgspec
 from deliver.errors import Deferred, NotConfigured
 from deliver.message import is_passing
 from deliver.rules import load as rule_files
+from deliver.rules import placeholders
 from deliver.rules.model import Rule, folder_problem
 from deliver.units import parse_limit, parse_size, parse_span
 from deliver.values import Problem
+from quarantine.store import KINDS
 
 DEFAULT_PATH = "/etc/deliver/mailfilter.toml"
 
 USER_FILE_CAP = 256 * 1024
 """Bytes a user's file may have; the longest of 33 real maildrop filters has 40 KB."""
 
+_ADDRESS = re.compile(r"[!-?A-~]+@[!-?A-~]+")
+
+NOTICE_WORDS = tuple("what event reason from to subject date id virus size message-id".split())
+"""What a template of [notices] may have in braces."""
+
 _LARGEST_CODE = 255  # of a program that exits (exit(3))
 
 LONGEST_DEADLINE = 900
 """Seconds. Postfix kills a command after 1000 (command_time_limit) and bounces the message."""
-
-LATER = ("attachments", "learn", "notices")
-"""Tables of the contract that nothing acts on yet."""
 
 
 class Size(int):
@@ -155,6 +159,44 @@ class Quarantine(Table, frozen=True):
 
     directory: str = "{maildir}/deliver/quarantine"
     keep: Span = Span(30 * 86400)
+    keep_by: dict[str, Span] = {}
+
+    def keep_for(self, kind: str, recipient: str) -> float:
+        """Seconds for which mail held for a reason of that kind (quarantine.store.KINDS) stays: the most specific key.
+
+        "virus a@example.org" is before "virus example.org", these are before the address, the domain and the kind.
+        """
+        whose = (recipient.lower(), recipient.rpartition("@")[2].lower())
+        for key in (*(f"{kind} {one}" for one in whose), *whose, kind):
+            if key in self.keep_by:
+                return self.keep_by[key]
+        return self.keep
+
+
+Measure = Literal["quarantine", "bounce", "discard", "mark", "ignore"]
+"""What may be done with a message that [attachments] objects to."""
+
+
+class Attachments(Table, frozen=True):
+    """The table [attachments]. ``forbidden`` are globs of file names, ``types`` globs of media types as detected."""
+
+    forbidden: tuple[str, ...] = ("*.exe", "*.scr", "*.pif")
+    tricks: tuple[Literal["double-extension", "clsid", "too-long", "disguised"], ...] = (
+        "double-extension",
+        "clsid",
+        "too-long",
+        "disguised",
+    )
+    types: tuple[str, ...] = ()
+    on_forbidden: Measure = "quarantine"
+    on_encrypted: Measure = "mark"
+    on_macro: Measure = "mark"
+    on_ambiguous: Measure = "quarantine"
+    on_too_big: Measure = "mark"
+
+    def measure(self, kind: str) -> str:
+        """What the setting for this kind of objection says."""
+        return str(getattr(self, f"on_{kind.replace('-', '_')}"))
 
 
 class Forward(Table, frozen=True):
@@ -168,6 +210,10 @@ class Authentication(Table, frozen=True):
 
     name: str = "deliver.{hostname}"
     trusted: tuple[str, ...] = ()
+
+    def ours(self) -> str:
+        """The authserv-id (RFC 8601 section 2.5) under which we write."""
+        return self.name.replace("{hostname}", os.uname().nodename)
 
 
 class Dkim(Table, frozen=True):
@@ -218,19 +264,61 @@ class Expire(Table, frozen=True):
     apart: tuple[str, ...] = msgspec.field(default=(), name="except")
 
 
+class Learn(Table, frozen=True):
+    """The table [learn], for `deliver learn`: what is told to spamd, and how fast.
+
+    ``ignore`` are patterns of folders that say nothing; ``apart`` patterns of directories that hold a Maildir.
+    """
+
+    after: Span = Span(86400)
+    most: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 500
+    pause: Span = Span(0.1)
+    ignore: tuple[str, ...] = (
+        *("Trash*", "Deleted*", "Drafts*", "Sent*"),
+        *("Papierkorb*", "Gel*scht*", "Corbeille*", "Papelera*", "Cestino*", "Prullenbak*"),
+    )
+    apart: tuple[str, ...] = msgspec.field(default=(), name="except")
+
+
+class Notices(Table, frozen=True):
+    """The table [notices]: who hears of mail that did not arrive, and in which words."""
+
+    to: tuple[Literal["admin", "recipient", "sender"], ...] = ()
+    about: tuple[Literal["virus", "policy", "unscanned", "spam", "quota", "rule"], ...] = ("virus", "policy")
+    admin: str = ""
+    sender: str = msgspec.field(default="postmaster@{domain}", name="from")
+    every: Span = Span(3600)
+    subject: str = "Message {what}: {subject}"
+    text: str = ""
+    html: str = ""
+
+
 class Log(Table, frozen=True):
-    """The table [log]."""
+    """The table [log]. The last two are qmail-scanner's own logs, for programs that read them."""
 
     to: str = "syslog"
     subject: bool = False
+    quarantine_log: str = ""
+    mailstats: str = ""
 
 
 class User(Table, frozen=True):
     """The table [user]: what a user's own file may set beside rules, and the programs that its rules may name."""
 
-    may_set: tuple[Literal["spam.required-score", "spam.folder", "spam.mark-read", "spam.delete-above"], ...] = (
-        "spam.required-score",
-    )
+    may_set: tuple[
+        Literal[
+            "spam.required-score",
+            "spam.folder",
+            "spam.mark-read",
+            "spam.delete-above",
+            "attachments.on-forbidden",
+            "attachments.on-encrypted",
+            "attachments.on-macro",
+            "attachments.on-ambiguous",
+            "attachments.on-too-big",
+        ],
+        ...,
+    ] = ("spam.required-score",)
     may_run: tuple[str, ...] = ()
 
 
@@ -254,12 +342,15 @@ class Config(Table, frozen=True):
     spam: Spam = Spam()
     quota: Quota = Quota()
     quarantine: Quarantine = Quarantine()
+    attachments: Attachments | None = None
     forward: Forward = Forward()
     authentication: Authentication = Authentication()
     service: Service = Service()
     users: Users | None = None
     maildrop: Maildrop = Maildrop()
     expire: Expire | None = None
+    learn: Learn = Learn()
+    notices: Notices = Notices()
     log: Log = Log()
     user: User = User()
     programs: Programs = Programs()
@@ -269,8 +360,11 @@ class Config(Table, frozen=True):
     rules: tuple[Rule, ...] = ()
 
 
-SETTABLE = ("required-score", "folder", "mark-read", "delete-above")
-"""The keys of [spam] that another file than the site's can ever set."""
+SETTABLE = {
+    "spam": ("required-score", "folder", "mark-read", "delete-above"),
+    "attachments": ("on-forbidden", "on-encrypted", "on-macro", "on-ambiguous", "on-too-big"),
+}
+"""The keys, by their tables, that another file than the site's can ever set."""
 
 _TABLES: dict[str, type[Table]] = {
     "dkim": Dkim,
@@ -279,12 +373,15 @@ _TABLES: dict[str, type[Table]] = {
     "spam": Spam,
     "quota": Quota,
     "quarantine": Quarantine,
+    "attachments": Attachments,
     "forward": Forward,
     "authentication": Authentication,
     "service": Service,
     "users": Users,
     "maildrop": Maildrop,
     "expire": Expire,
+    "learn": Learn,
+    "notices": Notices,
     "log": Log,
     "user": User,
 }
@@ -294,14 +391,16 @@ _KINDS_OF_SCANNER: dict[str, type[Command | Icap | Rspamd]] = {"command": Comman
 
 
 class Personal(NamedTuple):
-    """What a user's own file says: rules, settings of [spam] that the site lets users have, and what was wrong.
+    """What a user's own file says: rules, settings that the site lets users have, and what was wrong.
 
-    ``error`` is a line for the X-Filter-Error header, "" where the file is fine or missing.
+    ``error`` is a line for the X-Filter-Error header, "" where the file is fine or missing. A table that it does not
+    have is None.
     """
 
     rules: tuple[Rule, ...] = ()
     spam: Spam | None = None
     error: str = ""
+    attachments: Attachments | None = None
 
 
 def find(option: str = "", environment: str = "") -> str:
@@ -353,9 +452,9 @@ def parse(text: bytes, source: str) -> tuple[Config | None, list[Problem]]:
     if not document:
         return None, [Problem((), "the file is empty; see mailfilter.example.toml, or deliver with --plain")]
     values: dict[str, Any] = {}
-    others = {*_TABLES, *LATER, "rule", "programs", "lists", "scanner"}
+    others = {*_TABLES, "rule", "programs", "lists", "scanner"}
     top = {key: value for key, value in document.items() if key not in others}
-    known = (*_names(Config), "rule", "scanner", *LATER)
+    known = (*_names(Config), "rule", "scanner")
     values.update(_convert(Config, top, (), problems, known))
     for name, kind in _TABLES.items():
         if name in document:
@@ -364,11 +463,6 @@ def parse(text: bytes, source: str) -> tuple[Config | None, list[Problem]]:
                 problems.append(Problem((name,), f"is a table: write [{name}]"))
                 continue
             values[name] = kind(**_convert(kind, table, (name,), problems))
-    problems += [
-        Problem((name,), "nothing acts on this table yet in this version", warning=True)
-        for name in LATER
-        if name in document
-    ]
     programs = _programs(document.get("programs", {}), problems)
     lists = _lists(document.get("lists", {}), problems)
     rules, wrong = rule_files.load(document.get("rule", []), source, user=False, programs=programs, lists=lists)
@@ -388,6 +482,8 @@ def _across(config: Config) -> list[Problem]:
     directory = config.quarantine.directory
     if not re.fullmatch(r"(\{maildir\})?/.*[^/].*", directory) or ".." in directory.split("/"):
         problems.append(Problem(("quarantine", "directory"), 'is an absolute path, or begins with "{maildir}/"'))
+    problems += _about_people(config)
+    problems += _about_attachments(config)
     if config.domain_rules and not re.fullmatch(r"/.*\{domain\}.*", config.domain_rules):
         problems.append(Problem(("domain-rules",), 'is an absolute path with the domain in it, "/dir/{domain}.toml"'))
     problems += [
@@ -400,6 +496,46 @@ def _across(config: Config) -> list[Problem]:
             Problem(("spam", "trust-header"), "counts for nothing where spamd or rspamd is configured", warning=True)
         )
     return problems
+
+
+def _about_attachments(config: Config) -> Iterator[Problem]:
+    """Patterns that are none, or that others write in another way."""
+    if config.attachments is None:
+        return
+    for pattern in config.attachments.forbidden:
+        if not pattern.strip():
+            yield Problem(("attachments", "forbidden"), 'expected patterns of file names such as "*.exe", not ""')
+        elif re.fullmatch(r"\.\w+", pattern):
+            words = f'"{pattern}" is a file of just this name; did you mean "*{pattern}"?'
+            yield Problem(("attachments", "forbidden"), words, warning=True)
+    for pattern in config.attachments.types:
+        if not re.fullmatch(r"[^\s/]+/[^\s/]+", pattern):
+            words = f'expected media types such as "application/java-archive" or "video/*", not "{pattern}"'
+            yield Problem(("attachments", "types"), words)
+
+
+def _about_people(config: Config) -> Iterator[Problem]:
+    """What is wrong with who gets notices, and how long held mail stays."""
+    notices = config.notices
+    if "admin" in notices.to and not _ADDRESS.fullmatch(notices.admin):
+        yield Problem(("notices", "admin"), 'expected an address such as "postmaster@example.org", since `to` names it')
+    if not _ADDRESS.fullmatch(notices.sender.replace("{domain}", "x")):
+        yield Problem(("notices", "from"), 'expected an address such as "postmaster@{domain}"')
+    for key in ("text", "html"):
+        if (path := getattr(notices, key)) and not path.startswith("/"):
+            yield Problem(("notices", key), f'expected the whole path of a template, not "{path}"')
+    try:
+        placeholders.check(notices.subject, NOTICE_WORDS)
+    except ValueError as error:
+        yield Problem(("notices", "subject"), str(error))
+    for key in ("quarantine_log", "mailstats"):
+        if (path := getattr(config.log, key)) and not path.startswith("/"):
+            yield Problem(("log", key.replace("_", "-")), f'expected the whole path of a file, not "{path}"')
+    for key in config.quarantine.keep_by:
+        kind, _, whose = key.rpartition(" ")
+        if not (key in KINDS or ((not kind or kind in KINDS) and re.fullmatch(r"[^\sA-Z]*[.@][^\sA-Z]*", whose))):
+            words = f'expected one of {", ".join(KINDS)}, a domain or address in small letters, or "virus example.org"'
+            yield Problem(("quarantine", "keep-by", key), f'{words}, not "{key}"')
 
 
 def _programs(table: Any, problems: list[Problem]) -> Programs:
@@ -448,7 +584,7 @@ def _about_scanner(one: Command | Icap | Rspamd, names: list[str]) -> Iterator[t
     """What is wrong with a scanner that its types do not tell: keys and words."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}", one.name):
         yield "name", 'each scanner needs a name of letters, digits, "-", "_" and ".", such as "sophos"'
-    elif one.name in ("clamd", "spamd", *names):
+    elif one.name in ("clamd", "spamd", "attachments", *names):
         yield "name", f'another scanner has the name "{one.name}" already'
     if isinstance(one, Icap) and not re.fullmatch(r"[!-~]{1,200}", one.service):
         yield "service", 'expected the last part of its address: "avscan" of icap://host:1344/avscan'
@@ -551,22 +687,27 @@ def parse_personal(
         document.get("rule", []), source, user=True, programs=programs, lists=config.lists
     )
     problems += wrong
-    spam = None
+    own: dict[str, Any] = {}
     for name, table in document.items():
         if name == "rule":
             continue
-        if name != "spam" or not isinstance(table, dict):
+        if name not in SETTABLE or not isinstance(table, dict):
             problems.append(Problem((name,), "only the site sets this; a user's file has [[rule]] tables"))
             continue
-        allowed = SETTABLE if domain else tuple(key.partition(".")[2] for key in config.user.may_set)
-        refused = [key for key in table if key in _names(Spam) and key not in allowed]
+        known = getattr(config, name)
+        if known is None:
+            problems.append(Problem((name,), f"the site has no [{name}], so this does nothing", warning=True))
+            continue
+        kind = type(known)
+        allowed = [key for key in SETTABLE[name] if domain or f"{name}.{key}" in config.user.may_set]
+        refused = [key for key in table if key in _names(kind) and key not in allowed]
         problems += [
-            Problem(("spam", key), "only the site sets this" + ("" if domain else " ([user] may-set)"))
+            Problem((name, key), "only the site sets this" + ("" if domain else " ([user] may-set)"))
             for key in refused
         ]
         mine = {key: value for key, value in table.items() if key not in refused}
-        spam = msgspec.structs.replace(config.spam, **_convert(Spam, mine, ("spam",), problems))
-    return Personal(rules, spam), problems
+        own[name] = msgspec.structs.replace(known, **_convert(kind, mine, (name,), problems))
+    return Personal(rules, **own), problems
 
 
 def _toml(text: bytes) -> tuple[dict[str, Any] | None, list[Problem]]:
@@ -625,6 +766,9 @@ def _plainly(words: str, kind: Any) -> str:
     """msgspec's sentence without its own names of types, and with the choices where there are some."""
     if get_origin(kind) is Literal:
         return f"expected one of {', '.join(get_args(kind))}"
+    if words.startswith("Invalid enum value") and get_origin(kind) is tuple:
+        words = re.sub(r" - at `\$.*`$", "", words).replace("Invalid enum value ", "")
+        return f"expected some of {', '.join(get_args(get_args(kind)[0]))}, not {words}"
     words = re.sub(r" - at `\$.*`$", "", words)
     return re.sub(r"(?i)(expected |got )`([a-z |]+)`", lambda found: found[1].lower() + _kinds(found[2]), words)
 

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import datetime as dt
 import hashlib
+import importlib.util
 import os
 import re
 import socket
@@ -16,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 from deliver import config as configuration
-from deliver import qmailfile, quota, subscriptions, tickbox, tree, wiring
+from deliver import libarchive, qmailfile, quota, subscriptions, tickbox, tree, wiring
 from deliver.config import Config
 from deliver.errors import DeliverError
 from deliver.qmailfile import Kind
@@ -33,6 +34,9 @@ OLD_SIGNATURES = 3.0
 
 OLD_RULES = 60.0
 """Days; sa-update(1) brings new rules every few weeks at least."""
+
+LOW_MEGABYTES, LOW_FILES = 100, 1000
+"""Room in the quarantine's file system below which somebody should know."""
 
 _WAIT = 5.0  # seconds for a door to open
 _ENVELOPE = Envelope("sender@example.org", "you@example.org", "/nonexistent/Maildir")
@@ -273,7 +277,13 @@ def the_quarantine(case: Case) -> Iterator[Said]:
     except OSError as error:
         yield Said("problem", f"{directory}: {error.strerror}")
         return
-    yield _closed(directory, state) or Said("ok", directory)
+    free = os.statvfs(directory)
+    megabytes, files = free.f_bavail * free.f_frsize // 1_000_000, free.f_favail if free.f_files else LOW_FILES
+    if megabytes < LOW_MEGABYTES or files < LOW_FILES:
+        words = f"{directory}: room for {megabytes} MB and {files} files is left; once it is full, such mail waits"
+        yield Said("problem", words, "make room, or run `quarantine expire` from cron")
+    else:
+        yield _closed(directory, state) or Said("ok", directory)
 
 
 def _closed(path: str, state: os.stat_result) -> Said | None:
@@ -283,6 +293,19 @@ def _closed(path: str, state: os.stat_result) -> Said | None:
     if state.st_mode & 0o077:
         return Said("problem", f"{path} is open to others (mode {state.st_mode & 0o777:o})", f"chmod 700 {path}")
     return None
+
+
+def the_attachments(case: Case) -> Iterator[Said]:
+    """What [attachments] looks into archives and documents with, beside Python itself."""
+    if case.settings.attachments is None:
+        return
+    if missing := libarchive.missing():
+        yield Said("problem", f"7z, rar, cab, iso and their like cannot be looked into: {missing}", "install it")
+    else:
+        yield Said("ok", "libarchive is there")
+    if importlib.util.find_spec("oletools") is None:
+        words = "oletools is not installed: macros are told by what the files say of themselves"
+        yield Said("ok", words, "pip install 'deliver[macros]' finds more of them")
 
 
 def the_log(case: Case) -> Iterator[Said]:
@@ -457,6 +480,7 @@ CHECKS: tuple[tuple[str, Callable[[Case], Iterator[Said]]], ...] = (
     ("GTUBE", gtube),
     ("service", the_service),
     ("quarantine", the_quarantine),
+    ("attachments", the_attachments),
     ("log", the_log),
     ("mail server", the_mail_server),
 )

@@ -4,10 +4,7 @@ Messages are deleted one by one through open directories, with the rights of the
 link. What is killed half-way has deleted a part; the quota file then says too much until the next count.
 """
 
-import contextlib
 import os
-import stat
-from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
@@ -16,7 +13,7 @@ from deliver.config import Config, Expire, personal
 from deliver.errors import DeliverError
 from deliver.qmailfile import open_directory
 from deliver.rules.model import is_inbox
-from deliver.tree import as_owner
+from deliver.tree import as_owner, is_read, messages
 
 CLASSES = ("read", "unread", "sent", "trash", "spam")
 
@@ -83,8 +80,8 @@ def _expire(maildir: int, settings: Expire, spam: str, now: float, deleted: dict
     for folder, kind, span in folders:
         if not span:
             continue
-        for directory, name, state in _messages(maildir, folder):
-            if kind in ("read", "unread") and (kind == "read") != _is_read(name):
+        for directory, name, state in messages(maildir, folder):
+            if kind in ("read", "unread") and (kind == "read") != is_read(name):
                 continue
             # In these two a message may be much younger than its arrival: moving it changes its ctime alone. Courier's
             # IMAP_EMPTYTRASH goes by it, too.
@@ -100,40 +97,3 @@ def _expire(maildir: int, settings: Expire, spam: str, now: float, deleted: dict
             deleted[kind] = Tally(before.messages + 1, before.size + state.st_size)
             counted = counted or quota.counts(folder[1:])
     return counted
-
-
-def _is_read(name: str) -> bool:
-    """maildir(5): the flag S. What lies in cur without it was seen by a program, but not by a person."""
-    return "S" in name.partition(":2,")[2]
-
-
-def _messages(maildir: int, folder: str) -> Iterator[tuple[int, str, os.stat_result]]:
-    """Every message of a folder ("" is the inbox) with the open directory that it lies in."""
-    try:
-        home = open_directory(folder, maildir)
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    except OSError:  # a symbolic link (ELOOP) is no folder of ours
-        return
-    try:
-        for part in ("cur", "new"):
-            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                directory = open_directory(part, home)
-                try:
-                    yield from _files(directory)
-                finally:
-                    os.close(directory)
-    finally:
-        os.close(home)
-
-
-def _files(directory: int) -> Iterator[tuple[int, str, os.stat_result]]:
-    for name in os.listdir(directory):
-        if name.startswith("."):
-            continue
-        try:
-            state = os.stat(name, dir_fd=directory, follow_symlinks=False)
-        except FileNotFoundError:
-            continue
-        if stat.S_ISREG(state.st_mode):
-            yield directory, name, state

@@ -1,10 +1,10 @@
-"""The header lines that we put before a message: X-Spam-*, X-Virus-Status, X-Filter-Error, and those of rules."""
+"""The header lines that we put before a message: X-Spam-*, X-Virus-Status and their like, and those of rules."""
 
 import binascii
 import re
 from collections.abc import Iterator, Sequence
 
-from deliver.values import Finding, Verdict
+from deliver.values import Finding, Objection, Verdict
 
 _STATUS = re.compile(rb"(?im)^x-spam-(?:status|flag)[ \t]*:.*\n(?:[ \t].*\n)*")
 _DECISION = re.compile(rb"(?i)^(x-spam-status[ \t]*:[ \t]*)(?:yes|no)\b")
@@ -13,6 +13,10 @@ _REQUIRED = re.compile(rb"(?i)\brequired=\S+")
 LONGEST_VALUE = 900
 """Characters of an ASCII value: a line has at most 998 (RFC 5322 section 2.1.1)."""
 
+_UNQUOTED = re.compile(r'[^ !#-\[\]-~]+')
+_DOMAIN = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,252})")
+_LONGEST_WHY = 200  # characters
+_NO_BRACKETS = str.maketrans("()", "[]")
 _LONGEST_ENCODED_LINE = 76  # RFC 2047 section 2
 _ENCODED_BYTES = 45  # with base64's third more and the frame below 75, a word's length in RFC 2047 section 2
 
@@ -53,6 +57,34 @@ def spam_status(verdict: Verdict, spam: bool, required: float | None) -> bytes:
         )
     flag = b"X-Spam-Flag: YES\n" if spam else b""
     return flag + status + _STATUS.sub(b"", verdict.headers)
+
+
+def attachment_status(found: Sequence[Objection]) -> bytes:
+    """X-Attachment-Status: Clean | Forbidden (NAME), Encrypted (NAME), Macro (NAME), Ambiguous (WHY), Too big (WHY)."""
+    return f"X-Attachment-Status: {plain(objections(found))[:LONGEST_VALUE] if found else 'Clean'}\n".encode()
+
+
+def objections(found: Sequence[Objection]) -> str:
+    """Objections in words, those of one kind together: "Forbidden (a.exe, b.exe), Encrypted (c.zip)"."""
+    kinds: dict[str, list[str]] = {}
+    for one in found:
+        # What a sender calls a file must not end the brackets: "x), Clean (".
+        kinds.setdefault(one.kind, []).append(one.text.translate(_NO_BRACKETS))
+    return ", ".join(f"{kind.capitalize().replace('-', ' ')} ({', '.join(texts)})" for kind, texts in kinds.items())
+
+
+def authentication_results(name: str, signatures: Sequence[tuple[str, str, str]]) -> bytes:
+    """Authentication-Results (RFC 8601 section 2.2) under our ``name``: what became of each DKIM signature.
+
+    Of each its result, its domain ("" where it has none), and why it is not "pass".
+    """
+    found = []
+    for result, domain, detail in signatures:
+        why = ' reason="' + _UNQUOTED.sub("?", detail)[:_LONGEST_WHY] + '"' if detail else ""
+        # What a sender calls a domain must be one to stand there (the syntax's pvalue).
+        whose = f" header.d={domain}" if _DOMAIN.fullmatch(domain) else ""
+        found.append(f"\n\tdkim={result}{why}{whose}")
+    return f"Authentication-Results: {plain(name)};{';'.join(found)}\n".encode()
 
 
 def filter_error(words: str) -> bytes:

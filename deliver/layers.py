@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from deliver.config import Config, Personal, Spam
+from deliver.config import Attachments, Config, Personal, Spam
 
 Reader = Callable[[str, Config, int, bool], Personal]
 """See config.personal."""
@@ -17,12 +17,13 @@ _DOMAIN = re.compile(r"[\w-]+(?:\.[\w-]+)*")
 
 
 class Layer(NamedTuple):
-    """One file and what it says. ``whose`` is "domain" or "owner"; ``spam`` are the settings with this file's."""
+    """One file and what it says. ``whose`` is "domain" or "owner"; the others are the settings with this file's."""
 
     whose: str
     path: str
     says: Personal
     spam: Spam
+    attachments: Attachments | None = None
 
 
 def layers(config: Config, recipient: str, maildir: str, read: Reader, uid: int) -> list[Layer]:
@@ -43,8 +44,9 @@ def stacked(config: Config, files: list[tuple[str, str]], read: Reader, uid: int
     for whose, path in files:
         if path:
             says = read(path, config, uid, whose == "domain")
-            config = msgspec.structs.replace(config, spam=says.spam or config.spam)
-            found.append(Layer(whose, path, says, config.spam))
+            attachments = says.attachments or config.attachments
+            config = msgspec.structs.replace(config, spam=says.spam or config.spam, attachments=attachments)
+            found.append(Layer(whose, path, says, config.spam, attachments))
     return found
 
 
@@ -52,7 +54,8 @@ def together(config: Config, found: list[Layer]) -> Personal:
     """All layers as one: rules in their order, the last word on each setting, every error."""
     errors = [f"{os.path.basename(one.path)}: {one.says.error}; {_LEFT[one.whose]}" for one in found if one.says.error]
     rules = tuple(rule for one in found for rule in one.says.rules)
-    return Personal(rules, found[-1].spam if found else config.spam, "; ".join(errors))
+    last = found[-1] if found else config
+    return Personal(rules, last.spam, "; ".join(errors), last.attachments)
 
 
 _LEFT = {"domain": "the domain's rules were left out", "owner": "the site's rules alone were applied"}

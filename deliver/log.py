@@ -22,18 +22,24 @@ def to(where: str) -> Log:
         return _syslog
 
     def write(**record: Any) -> None:
-        with contextlib.suppress(OSError):
-            line = _line(record) + "\n"
-            if where == "stderr":
+        line = _line(record) + "\n"
+        if where == "stderr":
+            with contextlib.suppress(OSError):
                 os.write(2, line.encode())
-                return
-            fd = os.open(where, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o640)
-            try:
-                os.write(fd, line.encode())
-            finally:
-                os.close(fd)
+            return
+        append(where, line.encode())
 
     return write
+
+
+def append(path: str, line: bytes) -> None:
+    """Add a line to a file, in one write, so that two of them never mix; nothing where that fails. Never raises."""
+    with contextlib.suppress(OSError):
+        fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o640)
+        try:
+            os.write(fd, line)
+        finally:
+            os.close(fd)
 
 
 def _syslog(**record: Any) -> None:

@@ -65,16 +65,21 @@ class Mailbox:
         """Send it unless somebody else just has; see answered.once."""
         return answered.once(self._maildir.fd, answer.key, answer.every, now, send)
 
-    def settle(self, unsubscribed: frozenset[str] = frozenset()) -> None:
-        """After the commit: count what was stored, warn, subscribe to folders that we made."""
-        for prepared in self._prepared:
-            if prepared.created and prepared.folder not in unsubscribed:
-                subscriptions.subscribe(self._maildir.fd, prepared.folder)
-        if self._usage is None:
-            return
-        stored = [prepared.size for prepared in self._prepared if prepared.name and quota.counts(prepared.folder)]
-        quota.record(self._maildir.fd, self._usage, sum(stored), len(stored))
-        quota.warn(self._maildir, self._usage, self._warn_at, _warning(self._warning))
+    def settle(self, unsubscribed: frozenset[str] = frozenset()) -> str:
+        """After the commit: count what was stored, warn, subscribe to folders that we made.
+
+        Never raises; says what went wrong, "" for nothing.
+        """
+        problems = [
+            subscriptions.subscribe(self._maildir.fd, prepared.folder)
+            for prepared in self._prepared
+            if prepared.created and prepared.folder not in unsubscribed
+        ]
+        if self._usage is not None:
+            stored = [prepared.size for prepared in self._prepared if prepared.name and quota.counts(prepared.folder)]
+            problems.append(quota.record(self._maildir.fd, self._usage, sum(stored), len(stored)))
+            quota.warn(self._maildir, self._usage, self._warn_at, _warning(self._warning))
+        return "; ".join(filter(None, problems))
 
     def close(self) -> None:
         """Let go of the directory."""

@@ -7,7 +7,7 @@ from deliver import exits
 from deliver.actions import Injector, Prepared, Program, Tools, answer, perform, summary
 from deliver.config import Config, Personal
 from deliver.errors import Refused
-from deliver.log import Log
+from deliver.log import Log, append
 from deliver.message import Message
 from deliver.policy import Case, decide
 from deliver.rules.model import Outside, Rule
@@ -40,8 +40,8 @@ class Mailbox(Protocol):
     def answer(self, answer: Answer, now: float, send: Callable[[], object]) -> str:
         """See actions.Shelf."""
 
-    def settle(self, unsubscribed: frozenset[str] = frozenset()) -> None:
-        """What comes after: quota count, warning, subscriptions."""
+    def settle(self, unsubscribed: frozenset[str] = frozenset()) -> str:
+        """What comes after: quota count, warning, subscriptions. Says what went wrong, "" for nothing."""
 
     def close(self) -> None:
         """Let go of it; never raises."""
@@ -93,18 +93,42 @@ def _place(site: Site, message: Message, envelope: Envelope, verdicts: tuple[Ver
         done = perform(decision.plan, message, envelope, verdicts, tools, note)
         outcome = Outcome(exits.from_plan(done), done)
         try:
-            mailbox.settle(done.unsubscribed)
+            problems = mailbox.settle(done.unsubscribed)
             said = record(envelope, message, verdicts, outcome, site.config.log.subject)
+            if problems:
+                said["problems"] = problems
             if done.remember:
                 site.remember(envelope, done.remember, site.now())
             if done.answer:
                 said["reply"] = answer(done.answer, message, tools)
+            said |= _tell(site.config, done, verdicts, message, envelope, tools)
             site.log(**said)
         except BaseException as error:  # the message is where it belongs: not even a signal may change the answer now
             site.log(level="warning", recipient=envelope.recipient, detail=f"after delivery: {error!r}")
         return outcome
     finally:
         mailbox.close()
+
+
+def _tell(
+    config: Config, plan: Plan, verdicts: tuple[Verdict, ...], message: Message, envelope: Envelope, tools: Tools
+) -> dict[str, Any]:
+    """Notices, and qmail-scanner's logs, where the site wants them; what came of them, for the log."""
+    told: dict[str, Any] = {}
+    if config.log.quarantine_log or config.log.mailstats:
+        from deliver import qmailscanner  # late, as the next one: few sites have them
+
+        try:
+            for path, line in qmailscanner.lines(config.log, plan, verdicts, message, envelope, tools):
+                append(path, line.encode("utf-8", "replace"))
+        except Exception as error:
+            told["mailstats"] = f"not written: {error!r}"
+    if config.notices.to:
+        from deliver import notices
+
+        if sent := notices.send(config.notices, plan, verdicts, message, envelope, tools):
+            told["notices"] = sent
+    return told
 
 
 def judge(site: Site, message: Message, envelope: Envelope, verdicts: tuple[Verdict, ...], note: Note) -> Decision:
@@ -118,6 +142,7 @@ def judge(site: Site, message: Message, envelope: Envelope, verdicts: tuple[Verd
             verdicts=verdicts,
             config=site.config,
             spam=own.spam or site.config.spam,
+            attachments=own.attachments or site.config.attachments,
             rules=in_order(site.config.rules, own.rules),
             filter_error=own.error,
             mailbox=mailbox,
@@ -163,6 +188,8 @@ def record(
         "exit": outcome.reply.code,
         "verdicts": [summary(verdict) for verdict in verdicts],
     }
+    if plan.spam:
+        said["spam"] = True
     if plan.score is not None:
         said["score"] = plan.score
     if plan.notes:

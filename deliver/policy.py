@@ -1,17 +1,21 @@
 """The decision: what scanners and rules said becomes one plan. Nothing here touches the disk or the network.
 
-The order is the contract's: virus, failed and skipped scanners, rules, spam, inbox; then quota, for whatever is stored;
-then the verdicts that mail to others needs.
+The order is the contract's: virus, attachments, failed and skipped scanners, rules, spam, inbox; then quota, for
+whatever is stored; then the verdicts that mail to others needs.
 """
 
 from typing import NamedTuple, Protocol
 
 from deliver import header_lines, reply
-from deliver.config import Config, Spam, SpamScanner, VirusScanner, settings_of
+from deliver.config import Attachments, Config, Spam, SpamScanner, VirusScanner, settings_of
 from deliver.message import Message
 from deliver.rules.evaluate import Walk, walk
 from deliver.rules.model import Facts, Outside, Rule, message_id
-from deliver.values import INBOX, Action, Answer, Envelope, Finding, Note, Plan, Step, Verb, Verdict
+from deliver.values import INBOX, Action, Answer, Envelope, Finding, Note, Objection, Plan, Step, Verb, Verdict
+
+_STRICTEST_FIRST = ("discard", "bounce", "quarantine", "mark")
+_NOT_ACCEPTED = "5.7.1 Message has an attachment that is not accepted"
+_LONGEST_REASON = 900  # characters; a log line in syslog has 7,000
 
 
 class Mailbox(Protocol):
@@ -46,11 +50,12 @@ class Case(NamedTuple):
     mailbox: Mailbox
     now: float
     outside: Outside = Outside()
+    attachments: Attachments | None = None
 
 
 def decide(case: Case, note: Note) -> Plan:
     """The plan for one message and one recipient, with its reason."""
-    plan = _infected(case) or _unscanned(case, note) or _by_rules(case, note)
+    plan = _infected(case) or _objected(case, note) or _unscanned(case, note) or _by_rules(case, note)
     plan = _answering(_within_quota(case, plan, note), note)
     plan = _remembering(case, _with_all_verdicts(case, plan))
     note(Step("decide", f"{words(plan)}: {plan.reason}"))
@@ -88,6 +93,36 @@ def _infected(case: Case) -> Plan | None:
                 case _:
                     return _plan(case, Action(Verb.QUARANTINE, text=reason), reason)
     return None
+
+
+def _objected(case: Case, note: Note) -> Plan | None:
+    """What the strictest setting says for all that [attachments] objects to."""
+    if case.attachments is None:
+        return None
+    found = _objections(case)
+    reason = f"attachments: {header_lines.objections(found)[:_LONGEST_REASON]}"
+    said = {case.attachments.measure(one.kind) for one in found}
+    if said:
+        todo = next(measure for measure in _STRICTEST_FIRST if measure in said)
+        note(Step("decide", f"{reason}; the setting says {todo}"))
+        match todo:
+            case "discard":
+                return _plan(case, Action(Verb.DISCARD), reason)
+            case "bounce":
+                return _plan(case, Action(Verb.BOUNCE, text=_NOT_ACCEPTED), reason)
+            case "quarantine":
+                return _plan(case, Action(Verb.QUARANTINE, text=reason), reason)
+    return None
+
+
+def _objections(case: Case) -> list[Objection]:
+    """All that the settings do not say to ignore. What could not be read at all is as what is too big to be."""
+    found = []
+    for verdict in case.verdicts:
+        if verdict.finding is Finding.FAILED and verdict.scanner == "attachments":
+            found.append(Objection("too-big", f"not read: {verdict.reason}"))
+        found += verdict.objections
+    return [one for one in found if case.attachments and case.attachments.measure(one.kind) != "ignore"]
 
 
 def _unscanned(case: Case, note: Note) -> Plan | None:
@@ -156,6 +191,8 @@ def _by_rules(case: Case, note: Note) -> Plan:
     actions, reason, flags = _place(case, said, score, note)
     actions = tuple(dict.fromkeys(_allowed(case, action, said, note) for action in (*said.copies, *actions)))
     edits, added = said.edits, said.headers
+    if said.signatures is not None:
+        added = header_lines.authentication_results(case.config.authentication.ours(), said.signatures) + added
     if edits.tag and not case.message.fields("subject"):
         edits, added = edits._replace(tag=""), added + header_lines.field("Subject", edits.tag)
     return Plan(
@@ -301,4 +338,8 @@ def _lines(case: Case, spam: bool, added: bytes) -> bytes:
         lines.append(header_lines.virus_status(viruses))
     if said := _counting([verdict for settings, verdict in kinds if isinstance(settings, SpamScanner)]):
         lines.append(header_lines.spam_status(said, spam, own))
+    if case.attachments is not None and any(verdict.scanner == "attachments" for verdict in case.verdicts):
+        found = _objections(case)
+        if found or not any(verdict.objections for verdict in case.verdicts):
+            lines.append(header_lines.attachment_status(found))
     return b"".join([*lines, case.envelope.headers, added])

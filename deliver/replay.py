@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 from deliver import exits, layers, wiring
 from deliver.actions import summary
-from deliver.config import Clamd, Config, Personal, Spam, Spamd, load, parse_personal, where
+from deliver.config import Attachments, Clamd, Config, Personal, Spam, Spamd, load, parse_personal, where
 from deliver.envelope import extension_of
 from deliver.errors import DeliverError, NotConfigured, Refused
 from deliver.message import Message, Source, read_framing
@@ -229,7 +229,7 @@ class Replayer:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._read: dict[tuple[str, Spam, bool], Personal] = {}
+        self._read: dict[tuple[str, Spam, Attachments | None, bool], Personal] = {}
         self._outside = wiring.outside(settings.config)  # with the site's lists, which are read once for all
 
     async def replay(self, path: str) -> Result:
@@ -314,7 +314,7 @@ class Replayer:
 
     def _file(self, path: str, config: Config, _uid: int, domain: bool) -> Personal:
         """The file as it is; who may write it is not asked here."""
-        name = (path, config.spam, domain)
+        name = (path, config.spam, config.attachments, domain)
         if name not in self._read:
             self._read[name] = _personal(path, config, domain)
         return self._read[name]
@@ -430,13 +430,13 @@ class _Told:
 def _scanners(family: Family, config: Config, settings: Settings) -> tuple[Scanner, ...]:
     said = family.toml("scan")
     if not said:
-        return wiring.scanners(config) if settings.scan else ()
+        return wiring.scanners(config) if settings.scan else wiring.local_scanners(config)
     told: list[Scanner] = []
     for name, table in said.items():
         settings_of = config.clamd if name == "clamd" else config.spamd
         verdict = _verdict(family.paths.get("scan", "scan"), name, table)
         told.append(_Told(name, settings_of.max_size if settings_of else 2**63, verdict))
-    return tuple(told)
+    return (*told, *wiring.local_scanners(config))
 
 
 def _verdict(path: str, name: str, table: Any) -> Verdict:
@@ -495,8 +495,9 @@ class _ReadOnly:
         """A replay performs nothing."""
         raise RuntimeError("a replay must not store anything")
 
-    def settle(self, unsubscribed: frozenset[str] = frozenset()) -> None:
+    def settle(self, *_: Any) -> str:
         """Nothing was changed."""
+        return ""
 
     def close(self) -> None:
         """Nothing was opened."""

@@ -1,11 +1,8 @@
 """Automatic replies (RFC 3834): who must not get one, and what one looks like. They are a courtesy: in doubt, none."""
 
-import binascii
-import os
 import re
-import time
 
-from deliver import header_lines, headers
+from deliver import header_lines, headers, letters
 from deliver.message import Message
 from deliver.values import Answer, Envelope
 
@@ -29,9 +26,6 @@ _LISTS = ("mailing-list", "x-mailing-list")
 _TO_OTHERS = ("to", "cc", "bcc", "resent-to", "resent-cc", "resent-bcc")
 _MESSAGE_ID = re.compile(rb"<[!-;=?-~]{1,900}>")
 _MOST_REFERENCES = 20
-
-_LONGEST_LINE = 76
-"""Characters of a line that goes out as it stands; longer ones, and what is not ASCII, are quoted-printable."""
 
 
 def why_not(message: Message, envelope: Envelope, own: tuple[str, ...]) -> str:
@@ -106,26 +100,19 @@ def compose(answer: Answer, message: Message, now: float) -> bytes:
 
     Precedence is for responders older than that RFC (section 3.1.8).
     """
-    unique = f"{now:.6f}.{os.getpid()}.{os.urandom(8).hex()}"
     lines = [
         header_lines.field("From", f"<{answer.recipient}>"),
         header_lines.field("To", f"<{answer.address}>"),
         header_lines.field("Subject", answer.subject[: header_lines.LONGEST_VALUE] or "Automatic reply"),
-        header_lines.field("Date", time.strftime("%a, %d %b %Y %H:%M:%S +0000", time.gmtime(now))),
-        header_lines.field("Message-ID", f"<{unique}@{answer.recipient.rpartition('@')[2]}>"),
-        *_threading(message),
+        letters.dated(now, answer.recipient.rpartition("@")[2]),
+        *threading(message),
         b"Auto-Submitted: auto-replied\nPrecedence: bulk\nMIME-Version: 1.0\n",
+        letters.encoded("text/plain", answer.text),
     ]
-    text = answer.text.rstrip("\n") + "\n"
-    if text.isascii() and max(map(len, text.split("\n"))) <= _LONGEST_LINE:
-        lines.append(b"Content-Type: text/plain; charset=us-ascii\nContent-Transfer-Encoding: 7bit\n\n" + text.encode())
-    else:
-        body = binascii.b2a_qp(text.encode("utf-8", "replace"), istext=True)
-        lines.append(b"Content-Type: text/plain; charset=utf-8\nContent-Transfer-Encoding: quoted-printable\n\n" + body)
     return b"".join(lines)
 
 
-def _threading(message: Message) -> list[bytes]:
+def threading(message: Message) -> list[bytes]:
     """In-Reply-To and References (RFC 5322 section 3.6.4), of what in the message's own lines is well-formed."""
     last = [found for value in message.fields("message-id")[:1] for found in _MESSAGE_ID.findall(value)[:1]]
     if not last:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 from typing import Protocol
 
+from deliver import header_lines
 from deliver.values import Content, Envelope, Finding, Note, Step, Verdict
 
 _UNITS = ((1024 * 1024, "MiB"), (1024, "KiB"))
@@ -55,6 +56,8 @@ def in_words(verdict: Verdict) -> str:
     text = f"{verdict.scanner}: {verdict.finding.value}"
     if verdict.finding is Finding.VIRUS:
         text += f" {', '.join(verdict.names)}"
+    if verdict.objections:
+        text += f", {header_lines.objections(verdict.objections)}"
     if verdict.score is not None:
         required = "" if verdict.required is None else f" of {verdict.required:.1f}"
         text += f", {verdict.score:.1f}{required} points"

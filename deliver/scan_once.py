@@ -13,8 +13,8 @@ from deliver.values import Content, Envelope, Finding, Verdict
 KEPT = 600.0
 """Seconds. Fifty recipients of one message come within minutes; signatures change every hour."""
 
-LARGEST = 1024 * 1024
-"""Bytes of verdicts kept, about: some 800."""
+LARGEST = 512 * 1024
+"""Bytes of verdicts that each scanner keeps, about: some 400."""
 
 AT_ONCE = 50
 """Scans under way. spamd has 5 children (spamd(1)), clamd 10 threads (clamd.conf(5)); more only queue up there, where
@@ -95,7 +95,8 @@ class ScanOnce:
 
 
 def _size(verdict: Verdict) -> int:
-    return _OVERHEAD + len(verdict.headers) + sum(map(len, verdict.names))
+    words = (*verdict.names, *(objection.text for objection in verdict.objections))
+    return _OVERHEAD + len(verdict.headers) + sum(map(len, words))
 
 
 class Version:

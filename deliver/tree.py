@@ -1,7 +1,8 @@
-"""What lies in a tree of mailboxes: .qmail files and Maildirs. No symbolic link in it is ever followed."""
+"""What lies in a tree of mailboxes: .qmail files, Maildirs and their messages. No symbolic link is ever followed."""
 
 import contextlib
 import os
+import stat
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -55,6 +56,43 @@ def _walk(directory: int, path: str) -> Iterator[Found]:
                 yield from _walk(descriptor, f"{below}/")
     finally:
         os.close(directory)
+
+
+def is_read(name: str) -> bool:
+    """maildir(5): the flag S. What lies in cur without it was seen by a program, but not by a person."""
+    return "S" in name.partition(":2,")[2]
+
+
+def messages(maildir: int, folder: str) -> Iterator[tuple[int, str, os.stat_result]]:
+    """Every message of a folder ("" is the inbox) with the open directory that it lies in."""
+    try:
+        home = open_directory(folder, maildir)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError:  # a symbolic link (ELOOP) is no folder of ours
+        return
+    try:
+        for part in ("cur", "new"):
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                directory = open_directory(part, home)
+                try:
+                    yield from _files(directory)
+                finally:
+                    os.close(directory)
+    finally:
+        os.close(home)
+
+
+def _files(directory: int) -> Iterator[tuple[int, str, os.stat_result]]:
+    for name in os.listdir(directory):
+        if name.startswith("."):
+            continue
+        try:
+            state = os.stat(name, dir_fd=directory, follow_symlinks=False)
+        except FileNotFoundError:
+            continue
+        if stat.S_ISREG(state.st_mode):
+            yield directory, name, state
 
 
 @contextlib.contextmanager

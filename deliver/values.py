@@ -35,8 +35,20 @@ class Finding(enum.Enum):
     CLEAN = "clean"
     SPAM = "spam"
     VIRUS = "virus"
+    POLICY = "policy"  # nothing that it knows to be bad, but what a setting may forbid
     SKIPPED = "skipped"
     FAILED = "failed"
+
+
+class Objection(NamedTuple):
+    """Why a message may not be wanted as it is, whatever is in it.
+
+    ``kind`` is "forbidden" (a file), "encrypted" (a file), "macro" (in a file), "ambiguous" (the message) or "too-big"
+    (beyond the limits of unpacking). ``text`` tells more: a file's name, or words; printable and on one line.
+    """
+
+    kind: str
+    text: str
 
 
 class Verdict(NamedTuple):
@@ -45,6 +57,7 @@ class Verdict(NamedTuple):
     ``names`` are the viruses found, or the tests that gave the score. ``score`` and ``required`` are spamd's points.
     ``reason`` says why the message was skipped or the scanner failed, in words fit for a header; ``detail`` is the same
     for the administrator. ``headers`` are the scanner's own header lines, each ended by LF. ``seconds`` is wall time.
+    ``objections`` come with POLICY.
     """
 
     scanner: str
@@ -56,6 +69,7 @@ class Verdict(NamedTuple):
     detail: str = ""
     headers: bytes = b""
     seconds: float = 0.0
+    objections: tuple[Objection, ...] = ()
 
 
 class Verb(enum.Enum):

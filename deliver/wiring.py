@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from deliver import log
 from deliver.actions import Injector
 from deliver.config import (
+    Attachments,
     Command,
     Config,
     Icap,
@@ -86,7 +87,7 @@ def resident(
     shared: list[Scanner] = []
     for scanner in one.scanners:
         settings = settings_of(config, scanner.name)
-        if settings is None:  # a verdict read from a header line costs nothing
+        if settings is None and scanner.name != "attachments":  # a verdict read from a header line costs nothing
             shared.append(scanner)
             continue
         version = Version(getattr(settings, "address", ()), scanner.version if isinstance(scanner, Clamd) else None)
@@ -104,7 +105,7 @@ class PersonalFiles:
     """Seconds in which a file may change once more without its times telling (the kernel's clock ticks in ms)."""
 
     def __init__(self) -> None:
-        self._kept: dict[tuple[str, Spam], tuple[tuple[int, ...], Personal]] = {}
+        self._kept: dict[tuple[str, Spam, Attachments | None], tuple[tuple[int, ...], Personal]] = {}
 
     def read(self, path: str, config: Config, uid: int, domain: bool = False) -> Personal:
         """See config.personal."""
@@ -113,7 +114,7 @@ class PersonalFiles:
         except OSError:
             return personal(path, config, uid, domain)
         identity = (state.st_dev, state.st_ino, state.st_mtime_ns, state.st_ctime_ns, state.st_size, state.st_mode)
-        name = (path, config.spam)  # a domain's settings hold where the owner's file says nothing
+        name = (path, config.spam, config.attachments)  # a domain's settings hold where the owner's file says nothing
         kept = self._kept.get(name)
         if kept is not None and kept[0] == identity:
             return kept[1]
@@ -186,17 +187,40 @@ def scanners(config: Config) -> tuple[Scanner, ...]:
     if config.clamd is not None:
         from deliver.scanners.clamd import Clamd
 
-        found.append(Clamd(config.clamd.address, config.clamd.max_size, config.clamd.timeout))
+        contents = _contents if config.attachments is not None else None
+        found.append(Clamd(config.clamd.address, config.clamd.max_size, config.clamd.timeout, contents))
     if config.spamd is not None:
         from deliver.scanners.spamd import Spamd
 
         found.append(Spamd(config.spamd.address, config.spamd.max_size, config.spamd.timeout, config.spamd.user))
     found += map(_scanner, config.scanners)
+    found += local_scanners(config)
     if config.spam.trust_header and not any(isinstance(settings_of(config, one.name), SpamScanner) for one in found):
         from deliver.scanners.trusted import TrustedHeader
 
         found.append(TrustedHeader(config.spam.trust_header))
     return tuple(found)
+
+
+def _contents(chunks: Iterable[bytes]) -> Iterator[tuple[str, bytes]]:
+    from deliver.attachments import contents
+    from deliver.bounds import Bounds
+
+    bounds = Bounds(whole=True)
+    for found in contents(chunks, bounds):
+        begun = time.monotonic()
+        yield found
+        bounds.waited(time.monotonic() - begun)  # clamd has a timeout of its own
+
+
+def local_scanners(config: Config) -> tuple[Scanner, ...]:
+    """Those that ask nobody: they can be had without a network, and say the same each time."""
+    if config.attachments is None:
+        return ()
+    from deliver.scanners.attachments import Attached
+
+    settings = config.attachments
+    return (Attached(settings.forbidden, settings.tricks, settings.types),)
 
 
 def _scanner(one: Command | Icap | Rspamd) -> Scanner:
@@ -225,9 +249,10 @@ def forgeries(config: Config) -> Forgeries:
     names = {b"x-filter-error"}
     if any(isinstance(one, VirusScanner) for one in configured):
         names.add(b"x-virus-status")
+    if config.attachments is not None:
+        names.add(b"x-attachment-status")
     prefixes = (b"x-spam-",) if any(isinstance(one, SpamScanner) for one in configured) else ()
-    name = config.authentication.name.replace("{hostname}", os.uname().nodename)
-    return Forgeries(frozenset(names), prefixes, name.encode("ascii", "replace"))
+    return Forgeries(frozenset(names), prefixes, config.authentication.ours().encode("ascii", "replace"))
 
 
 def quarantine(config: Config, envelope: Envelope) -> Store:
@@ -271,6 +296,45 @@ def store(maildir: str, folder: str, content: Callable[[], Iterable[bytes]]) -> 
 def send(sender: str, address: str, content: Iterable[bytes]) -> None:
     """Hand one message to the MTA; raises Deferred."""
     _injector(Config(), os.environ).send(sender, address, content)
+
+
+MOST_FAILURES = 3
+"""Lessons in a row that spamd did not take; then it is down, and nobody waits for it a thousand times more."""
+
+
+class NoLessons(Deferred):
+    """spamd takes none, whatever it is told; the detail says why, and what to do."""
+
+
+def teacher(config: Config) -> Callable[[Content, str, bool], bool]:
+    """What tells spamd of a message, for a recipient, that it is spam (True) or not; whether that was new to it.
+
+    Raises NoLessons here where there is no spamd, and later; Deferred where it did not answer.
+    """
+    import asyncio
+
+    from deliver.scanners.pool import NoAnswer
+    from deliver.scanners.spamd import Spamd
+
+    if config.spamd is None:
+        raise NoLessons("the configuration has no [spamd] table, so there is nobody to be told")
+    spamd = Spamd(config.spamd.address, config.spamd.max_size, config.spamd.timeout, config.spamd.user)
+    failures = 0
+
+    def teach(content: Content, recipient: str, spam: bool) -> bool:
+        nonlocal failures
+        try:
+            new = asyncio.run(spamd.tell(content, recipient, spam=spam))
+        except NoAnswer as error:
+            failures += 1
+            if "TELL commands are not enabled" in error.detail:
+                raise NoLessons("spamd takes no lessons: start it with --allow-tell") from error
+            kind = NoLessons if failures >= MOST_FAILURES else Deferred
+            raise kind(f"{error.reason} ({error.detail})") from error
+        failures = 0
+        return new
+
+    return teach
 
 
 def spool(maildir: str) -> int:

@@ -1,26 +1,31 @@
 """`quarantine`: what is held, why, and letting it go."""
 
+import contextlib
 import getpass
+import itertools
 import json
 import os
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from typing import Any
 
 import click
 
 from deliver import config as configuration
-from deliver import wiring
+from deliver import tree, wiring
 from deliver.errors import DeliverError
 from deliver.headers import decode
 from deliver.message import Message, Source, read_framing
 from deliver.units import parse_span
+from deliver.values import Content
+from quarantine import digest as digests
 from quarantine.release import NotReleased, delete, release, repair, whole
 from quarantine.sqlite import Index, Search
-from quarantine.store import Archive, Held
+from quarantine.store import KINDS, Archive, Held
 
 QUEUE_LIFETIME = 8 * 86400.0
 """Seconds: qmail keeps mail for 7 days (queuelifetime), Postfix for 5."""
@@ -136,10 +141,17 @@ def show(everything: tuple[Any, Archive], id_: str, *, raw: bool) -> None:
 @cli.command("release")
 @click.argument("ids", metavar="ID...", nargs=-1, required=True)
 @click.option("--to", default="", help="Send it to this address instead.")
+@click.option("--learn", type=click.Choice(["ham"]), help="Tell spamd that it is none: ham.")
 @click.pass_obj
-def release_(everything: tuple[Any, Archive], ids: tuple[str, ...], to: str) -> None:
+def release_(
+    everything: tuple[configuration.Config, Archive], ids: tuple[str, ...], to: str, learn: str | None
+) -> None:
     """Deliver held messages to where they were going, without filtering them again."""
     failed = 0
+    try:
+        teach = wiring.teacher(everything[0]) if learn else None
+    except DeliverError as error:
+        raise click.ClickException(error.detail) from error
     for id_ in ids:
         try:
             held = release(everything[1], id_, _who(), to)
@@ -148,7 +160,28 @@ def release_(everything: tuple[Any, Archive], ids: tuple[str, ...], to: str) -> 
             click.echo(str(error), err=True)
         else:
             click.echo(f"{id_}: released to {_safe(to or f'{held.folder} of {held.recipient}')}")
+            if teach:
+                failed += not _learned(everything, held, teach)
     raise SystemExit(1 if failed else 0)
+
+
+def _learned(
+    everything: tuple[configuration.Config, Archive], held: Held, teach: Callable[[Content, str, bool], bool]
+) -> bool:
+    """Whether spamd was told; it is released all the same."""
+    settings, archive = everything
+    if settings.spamd and held.size > settings.spamd.max_size:
+        click.echo(f"{held.id}: not told to spamd: it is larger than [spamd] max-size", err=True)
+        return False
+    try:
+        message = Message(Source.of(b"".join(archive.chunks(held))), read_framing(b""))
+        new = teach(message, held.recipient, False)
+    except (DeliverError, OSError, KeyError) as error:
+        words = error.detail if isinstance(error, DeliverError) else f"{type(error).__name__}: {error}"
+        click.echo(f"{held.id}: not told to spamd: {words}", err=True)
+        return False
+    click.echo(f"{held.id}: {'learned as ham' if new else 'told as ham, which changed nothing'}")
+    return True
 
 
 @cli.command("delete")
@@ -169,30 +202,130 @@ def delete_(everything: tuple[Any, Archive], ids: tuple[str, ...]) -> None:
     raise SystemExit(1 if failed else 0)
 
 
+PATHS = click.argument("paths", nargs=-1, metavar="[PATH...]", type=click.Path(exists=True, file_okay=False))
+
+
+def _archives(everything: tuple[configuration.Config, Archive], paths: tuple[str, ...]) -> Generator[Archive]:
+    """The quarantine, or those of all Maildirs at or below the paths, each with its owner's rights."""
+    settings, own = everything
+    if not paths:
+        yield own
+        return
+    directory = settings.quarantine.directory
+    if not directory.startswith("{maildir}/"):
+        raise click.UsageError(f"the configuration has one quarantine for the site, {directory}: name no PATH")
+    for path in map(os.path.realpath, paths):
+        top = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            for one in tree.walk(top):
+                if one.kind == "failed":
+                    click.echo(f"{os.path.join(path, one.path)}: {one.why}", err=True)
+                elif one.kind == "maildir":
+                    maildir = os.path.join(path, one.path) if one.path else path
+                    archive = wiring.archive(directory, maildir)
+                    if os.path.isdir(archive.path):
+                        with tree.as_owner(os.stat(maildir, follow_symlinks=False)):
+                            yield archive
+        finally:
+            os.close(top)
+
+
 @cli.command()
-@click.option("--keep", type=Span(), help="How long; default: [quarantine] keep.")
+@PATHS
+@click.option("--keep", type=Span(), help="How long; default: [quarantine] keep and keep-by.")
 @click.option("--recipient", default="", help="Only mail for such recipients, a glob: *@example.org.")
 @click.option("--reason", default="", help="Only mail held for such reasons, a glob.")
 @click.option("--dry-run", is_flag=True, help="Only say what would go.")
 @click.pass_obj
 def expire(
-    everything: tuple[configuration.Config, Archive], keep: float | None, recipient: str, reason: str, *, dry_run: bool
+    everything: tuple[configuration.Config, Archive],
+    paths: tuple[str, ...],
+    keep: float | None,
+    recipient: str,
+    reason: str,
+    *,
+    dry_run: bool,
 ) -> None:
-    """Delete what was held for longer than the configuration says. For cron; silent unless --dry-run."""
-    settings, archive = everything
-    keep = float(settings.quarantine.keep) if keep is None else keep
-    what = Search(recipient=recipient, reason=reason, older=keep)
-    with _index(archive) as index:
-        for state in ("held", "released"):
-            for row in list(index.search(what, time.time(), state)):
-                if dry_run:
-                    click.echo(f"{row.id}  {state}  {_safe(row.recipient)}  {_safe(row.subject)}")
-                elif state == "held":
-                    delete(archive, row.id, _who(), "expire")
-                else:
-                    archive.forget(row.id, "released")
-        if not dry_run:
-            archive.collect(index.referenced)
+    """Delete what was held for longer than the configuration says. For cron; silent unless --dry-run.
+
+    With PATHs: in the quarantines of all Maildirs at or below them.
+    """
+    kept = everything[0].quarantine
+    with contextlib.closing(_archives(everything, paths)) as archives:
+        for archive in archives:
+            with _index(archive) as index:
+                for state, kind in itertools.product(("held", "released"), KINDS):
+                    shortest = min((kept.keep, *kept.keep_by.values())) if keep is None else keep
+                    now = time.time()
+                    what = Search(recipient=recipient, reason=reason, older=shortest, kind=kind)
+                    for row in list(index.search(what, now, state)):
+                        if now - row.time < (kept.keep_for(kind, row.recipient) if keep is None else keep):
+                            continue
+                        if dry_run:
+                            click.echo(f"{row.id}  {state}  {_safe(row.recipient)}  {_safe(row.subject)}")
+                        elif state == "held":
+                            delete(archive, row.id, _who(), "expire")
+                        else:
+                            archive.forget(row.id, "released")
+                if not dry_run:
+                    archive.collect(index.referenced)
+
+
+@cli.command("digest")
+@PATHS
+@click.option("--recipient", default="", help="Only for such recipients, a glob: *@example.org.")
+@click.option("--dry-run", is_flag=True, help="Print the digests, and send and remember nothing.")
+@click.option("--json", "as_json", is_flag=True, help="One object a line: recipient, messages, more, error.")
+@click.pass_obj
+def digest_(
+    everything: tuple[configuration.Config, Archive],
+    paths: tuple[str, ...],
+    recipient: str,
+    *,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Send each recipient a list of what was held since the last digest. For cron; silent where all went well.
+
+    With PATHs: from the quarantines of all Maildirs at or below them. Ends with 1 if one could not be sent.
+    """
+    failed = 0
+    with contextlib.closing(_archives(everything, paths)) as archives:
+        for archive in archives:
+            try:
+                with _index(archive) as index, digests.memory(archive) as known:
+                    for one in digests.due(index, known, time.time()):
+                        if not recipient or fnmatchcase(one.recipient.lower(), recipient.lower()):
+                            failed += not _digest(everything[0], one, known, dry_run=dry_run, as_json=as_json)
+            except (digests.Busy, OSError) as error:
+                failed += 1
+                click.echo(str(error), err=True)
+    raise SystemExit(1 if failed else 0)
+
+
+def _digest(
+    settings: configuration.Config, one: digests.Digest, known: digests.Memory, *, dry_run: bool, as_json: bool
+) -> bool:
+    """Whether it went out, or would."""
+    sender = settings.notices.sender.replace("{domain}", one.recipient.rpartition("@")[2])
+    words = digests.Words(sender, settings.notices.admin, settings.quarantine.keep)
+    error = "" if one.sendable else "is no address that mail can be sent to"
+    if not error and not dry_run:
+        now = time.time()
+        try:
+            wiring.send("", one.recipient, [digests.compose(one, words, now)])
+        except DeliverError as failure:
+            error = failure.detail
+        else:
+            known.remember(one.recipient, one.upto)
+    if as_json:
+        messages = [row._asdict() for row in one.rows]
+        click.echo(json.dumps({"recipient": one.recipient, "messages": messages, "more": one.more, "error": error}))
+    elif error:
+        click.echo(f"{_safe(one.recipient)}: {error}", err=True)
+    elif dry_run:
+        click.echo(digests.text(one, words))
+    return not error
 
 
 @cli.command()

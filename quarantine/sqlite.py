@@ -20,6 +20,9 @@ _MIGRATIONS = (
     );
     CREATE INDEX envelope_time ON envelope (time);
     CREATE INDEX envelope_body ON envelope (body);""",
+    # Filled anew from the envelopes.
+    """DELETE FROM envelope;
+    ALTER TABLE envelope ADD COLUMN kind TEXT NOT NULL DEFAULT 'rule';""",
 )
 """In this order, each once; PRAGMA user_version says how many were."""
 
@@ -37,7 +40,10 @@ class Row(NamedTuple):
 
 
 class Search(NamedTuple):
-    """What to look for: globs (SQLite's GLOB, without case), and ages in seconds. Empty and None mean anything."""
+    """What to look for: globs (SQLite's GLOB, without case), and ages in seconds. Empty and None mean anything.
+
+    ``kind`` is one of KINDS.
+    """
 
     recipient: str = ""
     sender: str = ""
@@ -45,6 +51,7 @@ class Search(NamedTuple):
     reason: str = ""
     older: float | None = None
     newer: float | None = None
+    kind: str = ""
 
 
 class Index:
@@ -74,7 +81,7 @@ class Index:
                     "DELETE FROM envelope WHERE id = ? AND state = ?", [(id_, state) for id_ in known - there]
                 )
                 self._database.executemany(
-                    "INSERT OR REPLACE INTO envelope VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                    "INSERT OR REPLACE INTO envelope VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                     self._new(state, sorted(there - known)),
                 )
 
@@ -85,6 +92,9 @@ class Index:
             if wanted := getattr(what, field):
                 clauses.append(f"lower({field}) GLOB ?")
                 values.append(wanted.lower())
+        if what.kind:
+            clauses.append("kind = ?")
+            values.append(what.kind)
         if what.older is not None:
             clauses.append(f"time <= {float(now - what.older)!r}")
         if what.newer is not None:
@@ -113,6 +123,7 @@ class Index:
                     held.time,
                     held.size,
                     held.body,
+                    held.kind,
                 )
             except KeyError:
                 continue  # gone since

@@ -1,7 +1,19 @@
 """What a quarantine keeps of a message, and what every kind of store must do."""
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, Protocol
+
+KINDS = ("virus", "policy", "unscanned", "spam", "rule")
+"""Kinds of reasons for which mail is held, as settings name them."""
+
+
+_WORDS = {
+    "virus": r"\S+ found the virus ",
+    "policy": r"attachments: ",
+    "unscanned": r"\S+ did not scan it: ",
+    "spam": r"spam(?: with |[;,]|\Z)",
+}
 
 
 class Held(NamedTuple):
@@ -26,6 +38,19 @@ class Held(NamedTuple):
     size: int = 0
     digest: str = ""
     body: str = ""
+
+    @property
+    def kind(self) -> str:
+        """Which of KINDS the reason is."""
+        return kind_of(self.reason, {str(verdict.get("finding")) for verdict in self.verdicts})
+
+
+def kind_of(reason: str, findings: set[str]) -> str:
+    """Which of KINDS a reason is: by its words where a delivery chose them, else by the worst that scanners found."""
+    for kind, words in _WORDS.items():
+        if re.match(words, reason):
+            return kind
+    return next((kind for kind in ("virus", "spam") if kind in findings), "rule")
 
 
 class Pending(Protocol):

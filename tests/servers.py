@@ -99,13 +99,17 @@ def clamd(directory: Path, *, stream_max_length: str = "25M") -> Iterator[Server
 
 
 @contextmanager
-def spamd(directory: Path) -> Iterator[Server]:
-    """A spamd with SpamAssassin's own rules, without network tests and users' preferences, that scans two at once."""
+def spamd(directory: Path, *more: str) -> Iterator[Server]:
+    """A spamd with SpamAssassin's own rules, without network tests and users' preferences, that scans two at once.
+
+    ``more`` are options for it, in which {home} is its own directory.
+    """
     program = needs("spamd")
     home = _home(directory, "spamd")
     path = home / "s"
     command = [program, "--local", "--nouser-config", f"--socketpath={path}", "--syslog=stderr"]
     command += ["--min-children=2", "--max-children=2", "--min-spare=1"]
+    command += [option.replace("{home}", str(home)) for option in more]
     # It listens long before it has compiled its rules; what it has not answered waits in the backlog.
     ping = (b"PING SPAMC/1.5\r\n\r\n", b"SPAMD/1.5 0 PONG\r\n")
     with _running(command, home, f"unix:{path}", *ping, 60) as server:

@@ -265,3 +265,25 @@ def test_a_check_that_breaks_is_a_problem(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(doctor, "CHECKS", (("one", broken),))
     assert [one.level for _, one in doctor.examine(case(tmp_path, 'maildir = "Maildir"\n'))] == ["problem"]
+
+
+def test_attachments_need_libarchive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert list(doctor.the_attachments(case(tmp_path, ""))) == []
+    one = case(tmp_path, "[attachments]\n")
+    assert set(levels(list(doctor.the_attachments(one)))) == {"ok"}
+    monkeypatch.setattr("deliver.libarchive._LIBRARY", "libarchive.so.999")
+    assert "libarchive13" in words(list(doctor.the_attachments(one)))
+    assert "problem" in levels(list(doctor.the_attachments(one)))
+
+
+def test_a_quarantine_that_is_nearly_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`check` says it, too, as a warning: mail with a virus will wait."""
+    held = tmp_path / "held"
+    held.mkdir(mode=0o700)
+    one = case(tmp_path, f'[quarantine]\ndirectory = "{held}"\n')
+    monkeypatch.setattr(doctor, "LOW_MEGABYTES", 10**12)
+    assert levels(list(doctor.the_quarantine(one))) == ["problem"]
+    done = CliRunner().invoke(cli, ["check", one.path])
+    assert done.exit_code == 0
+    assert f"{one.path}:2: " in done.output
+    assert "such mail waits" in done.output

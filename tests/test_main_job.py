@@ -113,6 +113,16 @@ def test_the_stored_message_has_our_lines_and_not_the_forged(make_home: Make) ->
     assert stored.endswith(content.replace(b"X-Spam-Flag: YES\nX-Virus-Status: Clean (really)\n", b""))
 
 
+def test_where_a_rule_asks_for_dkim_a_line_tells_what_came_of_it(make_home: Make) -> None:
+    """RFC 8601, under our name; one that arrives under it is a forgery."""
+    home = make_home("[authentication]\nname = 'us.example'\n[[rule]]\nflag = 'seen'\n[rule.when]\ndkim = 'pass'\n")
+    forged = b"Authentication-Results: us.example; dkim=pass header.d=bank.example\n"
+    assert home.deliver(main_job.message("x", headers=forged)).code == 0
+    (stored,) = home.messages()
+    assert stored.count(b"Authentication-Results") == 1
+    assert b"\nAuthentication-Results: us.example;\n\tdkim=none\n" in stored
+
+
 def test_the_name_tells_the_exact_size(make_home: Make) -> None:
     """Dovecot drops a client for ever where ,S= is wrong."""
     home = make_home()
@@ -134,6 +144,18 @@ def test_the_spam_folder_is_made_and_subscribed_at_the_first_spam(make_home: Mak
     assert (home.maildir / "subscriptions").read_bytes() == b"V\t2\n\nSpam\n"
     (stored,) = home.messages("Spam")
     assert b"\nX-Spam-Flag: YES\n" in stored
+
+
+@pytest.mark.parametrize("broken", ["subscriptions", "courierimapsubscribed"])
+def test_what_cannot_be_noted_is_in_the_log(make_home: Make, broken: str) -> None:
+    """Bad input 60: the message is stored, and somebody can find out why its folder is not shown."""
+    home = make_home("[quota]\nlimit = '100 MB'\n[log]\nto = 'LOG'\n[[rule]]\nfile = 'New'\n")
+    home.config.write_text(home.config.read_text().replace("LOG", str(home.log)))
+    (home.maildir / broken).mkdir()
+    main_job.own(home.path)
+    assert home.deliver(main_job.message("x")).code == 0
+    assert home.where() == "New"
+    assert home.logged()[-1].get("problems", "").startswith(f"{broken}: ")
 
 
 def test_what_is_held_can_be_released_by_hand(make_home: Make) -> None:

@@ -9,8 +9,8 @@ import pytest
 
 from deliver.message import Message, Source, read_framing
 from deliver.rules.conditions import CONDITIONS, DEEPEST
-from deliver.rules.fields import FIELD_NAME
 from deliver.rules.evaluate import Walk, walk
+from deliver.rules.fields import FIELD_NAME
 from deliver.rules.load import load
 from deliver.rules.model import Facts, Rule, View, folder_problem, is_inbox
 from deliver.values import Action, Content, Envelope, Problem, Step, Verb, unheard

@@ -8,7 +8,7 @@ import corpora
 import dkim
 import pytest
 
-from deliver import signatures
+from deliver import authentication, header_lines, signatures
 from deliver.message import Message, Source, read_framing
 from deliver.rules.model import CannotTell, Signature
 from deliver.signatures import NoAnswer, verify
@@ -221,3 +221,27 @@ def test_the_dns_is_asked(record: bytes | None, rcode: int, expected: object, mo
 
 def test_a_name_that_no_dns_can_have_has_no_record() -> None:
     assert signatures.txt_record(f"{'a' * 70}._domainkey.example.org.", 1.0) is None
+
+
+@pytest.mark.parametrize(
+    ("signature", "line"),
+    [
+        (("pass", "example.org", ""), b"dkim=pass header.d=example.org"),
+        (("none", "", ""), b"dkim=none"),
+        (("fail", "a_b.example", 'the "body"\r\nwas \\ changed'), b'dkim=fail reason="the ?body?was ? changed" header.d=a_b.example'),
+        (("permerror", "x; dkim=pass header.d=bank.example", ""), b"dkim=permerror"),
+    ],
+)
+def test_results_are_written_as_rfc_8601_wants_them(signature: tuple[str, str, str], line: bytes) -> None:
+    """Section 2.2: nothing that a sender chose ends a result or begins another."""
+    written = header_lines.authentication_results("deliver.example.net", [signature])
+    assert written == b"Authentication-Results: deliver.example.net;\n\t" + line + b"\n"
+    domain = signature[1] if b"header.d" in line else ""
+    (read,) = authentication.results([written.partition(b":")[2]], frozenset({"deliver.example.net"}))
+    assert (read.method, read.result, read.domain) == ("dkim", signature[0], domain)
+
+
+def test_each_signature_has_its_result() -> None:
+    written = header_lines.authentication_results("a.example", [("pass", "b.example", ""), ("fail", "c.example", "")])
+    read = authentication.results([written.partition(b":")[2]], frozenset({"a.example"}))
+    assert [(one.result, one.domain) for one in read] == [("pass", "b.example"), ("fail", "c.example")]

@@ -9,10 +9,12 @@ from deliver.commands.convert import convert
 from deliver.commands.doctor import doctor
 from deliver.commands.enable import disable, enable, status
 from deliver.commands.expire import expire
+from deliver.commands.learn import learn
 from deliver.commands.quota import quota
 from deliver.commands.replay import replay
 from deliver.commands.sample import sample
 from deliver.commands.serve import serve
+from deliver.commands.stats import stats
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -24,5 +26,20 @@ def cli() -> None:
     """
 
 
-for command in (adopt, check, convert, disable, doctor, enable, expire, quota, replay, sample, serve, status):
+for command in (
+    adopt,
+    check,
+    convert,
+    disable,
+    doctor,
+    enable,
+    expire,
+    learn,
+    quota,
+    replay,
+    sample,
+    serve,
+    stats,
+    status,
+):
     cli.add_command(command)

@@ -9,8 +9,9 @@ from typing import Any
 
 import click
 
-from deliver import config
+from deliver import config, doctor
 from deliver.errors import DeliverError
+from deliver.notices import read_template
 from deliver.rules.doubts import doubts
 from deliver.values import Problem
 
@@ -67,9 +68,35 @@ def _count(number: int, noun: str) -> str:
 
 def _site_problems(path: str) -> list[Problem]:
     try:
-        return config.read(path)[1]
+        settings, problems = config.read(path)
     except DeliverError as error:
         return [Problem((), error.detail)]
+    settings = settings or config.Config()
+    return problems + _templates(settings) + _quarantine(path, settings)
+
+
+def _quarantine(path: str, settings: config.Config) -> list[Problem]:
+    """Why a virus would have to wait."""
+    found = doctor.the_quarantine(doctor.Case(path, settings, {}))
+    return [
+        Problem(("quarantine", "directory"), f"{said.words}: {said.advice}", warning=True)
+        for said in found
+        if said.level != "ok"
+    ]
+
+
+def _templates(settings: config.Config) -> list[Problem]:
+    """What is wrong with the templates of notices."""
+    problems = []
+    for key in ("text", "html"):
+        path = getattr(settings.notices, key)
+        try:
+            if path.startswith("/"):
+                read_template(path)
+        except (OSError, ValueError) as error:
+            words = f"{path}: {error.strerror}" if isinstance(error, OSError) else str(error)
+            problems.append(Problem(("notices", key), words))
+    return problems
 
 
 def _site(path: str) -> config.Config:

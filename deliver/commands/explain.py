@@ -48,7 +48,7 @@ def explained(site: config.Config, site_path: str, maildir: str, recipient: str)
             for one in files
         ],
         "rules": _rules(files),
-        "settings": _settings(site, files, found[-1].spam if found else site.spam),
+        "settings": _settings(found[-1] if found else site, site, files),
     }
 
 
@@ -91,10 +91,10 @@ def _rules(files: list[_File]) -> list[dict[str, Any]]:
     ]
 
 
-def _settings(site: config.Config, files: list[_File], spam: config.Spam) -> list[dict[str, Any]]:
+def _settings(last: layers.Layer | config.Config, site: config.Config, files: list[_File]) -> list[dict[str, Any]]:
     said = []
     for field in msgspec.structs.fields(config.Config):
-        value = spam if field.name == "spam" else getattr(site, field.name)
+        value = getattr(last if field.name in config.SETTABLE else site, field.name)
         if isinstance(value, config.Table):
             said += [
                 _setting(files, field.encode_name, inner.encode_name, getattr(value, inner.name))

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from deliver import header_lines
-from deliver.rules import placeholders
-from deliver.rules.model import Facts, Responder, Rule, View
+from deliver.rules import placeholders, proofs
+from deliver.rules.model import Facts, Responder, Rule, Signature, View
 from deliver.values import INBOX, Action, Answer, Edits, Envelope, Note, Step, Verb, unheard
 
 
@@ -19,7 +19,7 @@ class Walk(NamedTuple):
     (points), ``keywords``, ``edits``, ``notes`` for the log, and the folders ``unsubscribed``. ``rescued`` is true
     after a never-spam rule; ``spam`` is the decision at the end. ``answer`` is what the first rule with a reply wants
     said, whatever forbids it, and ``own`` are the addresses that this rule names as the mailbox's. ``made`` are the
-    folders whose names the message has brought.
+    folders whose names the message has brought. ``signatures`` are what DKIM proved, None where no rule asked.
     """
 
     placements: tuple[Action, ...]
@@ -37,6 +37,7 @@ class Walk(NamedTuple):
     answer: Answer | None = None
     own: tuple[str, ...] = ()
     made: frozenset[str] = frozenset()
+    signatures: tuple[Signature, ...] | None = None
 
 
 class _Wanted(NamedTuple):
@@ -79,8 +80,9 @@ def walk(rules: Sequence[Rule], facts: Facts, spam_at: Callable[[float], bool], 
         view.spam = said.spam
         view.score = facts.score if not said.added else (facts.score or 0.0) + said.added
         if wanted.placements:
-            return said._replace(placements=wanted.placements, rule=rule.title)
-    return said
+            said = said._replace(placements=wanted.placements, rule=rule.title)
+            break
+    return said._replace(signatures=view.asked(proofs.signatures))
 
 
 def _with(said: Walk, rule: Rule, wanted: _Wanted, spam_at: Callable[[float], bool]) -> Walk:

@@ -122,6 +122,11 @@ class View:
             raise said
         return cast(T, said)
 
+    def asked(self, reckon: Callable[["View"], T]) -> T | None:
+        """What ``once`` has found; None where nobody asked, or nobody could tell."""
+        said = self._once.get(reckon)
+        return None if isinstance(said, CannotTell) else said
+
     def texts(self, field: str) -> list[Text]:
         """The decoded values of the message's own fields of that name, which is in lower case."""
         found = self._texts.get(field)

@@ -26,13 +26,14 @@ def dkim(name: str, value: object, place: Place) -> Condition:
     test = _result_test(value, place, result)
 
     def unread(view: View) -> str:
-        late = next((one for one in view.once(_signatures) if one.result == "temperror"), None)
+        late = next((one for one in view.once(signatures) if one.result == "temperror"), None)
         return late.detail if late else ""
 
-    return leaf(name, test, lambda view: view.once(_signatures), _shown_result, unread=unread)
+    return leaf(name, test, lambda view: view.once(signatures), _shown_result, unread=unread)
 
 
-def _signatures(view: View) -> tuple[Signature, ...]:
+def signatures(view: View) -> tuple[Signature, ...]:
+    """The DKIM signatures as they were verified; one without a domain says that there is none."""
     return view.facts.outside.signatures(view.facts.content) or (Signature("none", ""),)
 
 

@@ -42,9 +42,7 @@ class Spamd:
 
     async def scan(self, content: Content, envelope: Envelope) -> Verdict:
         """Return CLEAN or SPAM with score, threshold, tests and spamd's header lines, or FAILED."""
-        user = self._user.replace("{recipient}", envelope.recipient)
-        if not _USER.fullmatch(user):
-            user = ""  # a strange name gets the verdict of the site, not an error from spamd
+        user = self._whose(envelope.recipient)
         limit = self.max_size + _HEADER_GROWTH
 
         async def ask(address: Address, deadline: float) -> Verdict:
@@ -58,6 +56,26 @@ class Spamd:
             return await first_answer(self.name, self._addresses, self._timeout, ask, self._health)
         except NoAnswer as error:
             return Verdict(self.name, Finding.FAILED, reason=error.reason, detail=error.detail)
+
+    async def tell(self, content: Content, recipient: str, *, spam: bool) -> bool:
+        """Say that a message is spam, or is not; whether spamd has learned anything new. Raises NoAnswer.
+
+        Members of a pool must share what they learn: whichever answers first is told.
+        """
+        user = self._whose(recipient)
+
+        async def say(address: Address, deadline: float) -> bool:
+            body = await asyncio.to_thread(_load, content)
+            from deliver.scanners.spamd_connection import tell
+
+            return await tell(address, deadline, body, user, spam=spam)
+
+        return await first_answer(self.name, self._addresses, self._timeout, say, self._health)
+
+    def _whose(self, recipient: str) -> str:
+        """The User line; a strange name gets the site's verdict, not an error from spamd."""
+        user = self._user.replace("{recipient}", recipient)
+        return user if _USER.fullmatch(user) else ""
 
 
 def _load(content: Content) -> bytes:

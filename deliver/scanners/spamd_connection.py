@@ -8,7 +8,7 @@ import asyncio
 import os
 import time
 from contextlib import suppress
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from deliver.scanners.address import Address, TcpAddress
 from deliver.scanners.pool import BadAnswer, printable
@@ -23,7 +23,14 @@ try:
     from aiospamc.client import Client
     from aiospamc.connections import ConnectionManager, TcpConnectionManager, Timeout, UnixConnectionManager
     from aiospamc.exceptions import AIOSpamcConnectionFailed, BadResponse
-    from aiospamc.header_values import SpamValue, UserValue
+    from aiospamc.header_values import (
+        ActionOption,
+        MessageClassOption,
+        MessageClassValue,
+        SetOrRemoveValue,
+        SpamValue,
+        UserValue,
+    )
     from aiospamc.requests import Request
     from aiospamc.responses import ResponseException
 finally:
@@ -45,9 +52,13 @@ class Answer(NamedTuple):
 
 
 class _Mended(ConnectionManager):  # type: ignore[misc]  # the package has no types
-    """What both kinds of connection share. ``limit`` is the most bytes that an answer may have."""
+    """What both kinds of connection share. ``limit`` is the most bytes that an answer may have.
+
+    ``needed`` are the lines that its head has, once each.
+    """
 
     limit: int
+    needed: tuple[bytes, ...]
 
     async def _send(self, data: bytes) -> bytes:
         reader, writer = await self._connect()
@@ -75,8 +86,8 @@ class _Mended(ConnectionManager):  # type: ignore[misc]  # the package has no ty
         head, end, _ = bytes(answer[:_HEAD_LIMIT]).partition(b"\r\n\r\n")
         if head.startswith(b"SPAMD/") and b" 0 " not in head.partition(b"\r\n")[0]:
             return bytes(answer[:_HEAD_LIMIT])  # an error: a status line, often without any header
-        if not end or head.count(b"\r\nContent-length:") != 1 or head.count(b"\r\nSpam:") != 1:
-            raise BadAnswer(f"not an answer to HEADERS: {_quote(bytes(answer))}")
+        if not end or any(head.count(b"\r\n" + name + b":") != 1 for name in self.needed):
+            raise BadAnswer(f"not an answer to what was asked: {_quote(bytes(answer))}")
         return bytes(answer)
 
 
@@ -95,6 +106,35 @@ async def ask_headers(address: Address, deadline: float, body: bytes, user: str,
     ``deadline`` is by ``time.monotonic()``; ``user`` may be ""; ``limit`` is the most bytes that an answer may have.
     Raises BadAnswer, TimeoutError or another OSError.
     """
+    response = await _ask(address, deadline, "HEADERS", {}, body, user, limit, (b"Content-length", b"Spam"))
+    spam = response.headers.get("Spam")
+    if not isinstance(spam, SpamValue):
+        raise BadAnswer("the answer has no Spam line")
+    return Answer(spam.value, spam.score, spam.threshold, response.body)
+
+
+async def tell(address: Address, deadline: float, body: bytes, user: str, *, spam: bool) -> bool:
+    """Tell spamd in one TELL request that a message is spam, or is not; whether it has learned from it.
+
+    What it has learned as the contrary it forgets first; what it knows already it does not learn again. Arguments and
+    errors are those of ask_headers.
+    """
+    kind = MessageClassValue(MessageClassOption.spam if spam else MessageClassOption.ham)
+    headers = {"Message-class": kind, "Set": SetOrRemoveValue(ActionOption(local=True))}
+    response = await _ask(address, deadline, "TELL", headers, body, user, _HEAD_LIMIT, ())
+    return "DidSet" in response.headers
+
+
+async def _ask(
+    address: Address,
+    deadline: float,
+    verb: str,
+    headers: dict[str, Any],
+    body: bytes,
+    user: str,
+    limit: int,
+    needed: tuple[bytes, ...],
+) -> Any:
     timeout = Timeout(max(0.0, deadline - time.monotonic()))
     connection: _Mended
     if isinstance(address, TcpAddress):
@@ -102,9 +142,10 @@ async def ask_headers(address: Address, deadline: float, body: bytes, user: str,
     else:
         connection = _UnixConnection(address.path, timeout)
     connection.limit = limit
-    request = Request("HEADERS", headers={"User": UserValue(user)} if user else None, body=body)
+    connection.needed = needed
+    whose = {"User": UserValue(user)} if user else {}
     try:
-        response = await Client(connection).request(request)
+        return await Client(connection).request(Request(verb, headers={**headers, **whose}, body=body))
     except AIOSpamcConnectionFailed as error:
         raise error.__cause__ or error from None
     except ResponseException as error:
@@ -115,10 +156,6 @@ async def ask_headers(address: Address, deadline: float, body: bytes, user: str,
         raise BadAnswer(f"{type(error.__cause__).__name__} in {_quote(error.args[0])}") from error
     except ValueError as error:
         raise BadAnswer(str(error)) from error
-    spam = response.headers.get("Spam")
-    if not isinstance(spam, SpamValue):
-        raise BadAnswer("the answer has no Spam line")
-    return Answer(spam.value, spam.score, spam.threshold, response.body)
 
 
 def _quote(answer: bytes) -> str:
