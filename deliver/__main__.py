@@ -142,6 +142,7 @@ def _deliver(arguments: list[str], started: float, had_input: bool) -> Reply:
     import asyncio
 
     from deliver import config, exits, log, maildrop, wiring
+    from deliver.settings import Config
     from deliver.envelope import envelope_of, maildir_of
     from deliver.message import Message, Source, read_framing
     from deliver.pipeline import deliver
@@ -153,7 +154,7 @@ def _deliver(arguments: list[str], started: float, had_input: bool) -> Reply:
         if not had_input:
             raise Deferred("standard input is closed", "4.3.0 Unable to read message")
         environment = os.environ
-        settings = config.Config()
+        settings = Config()
         if not call.plain:
             settings = config.load(config.find(call.config, environment.get("DELIVER_CONFIG", "")))
         write = log.to(settings.log.to)

@@ -16,10 +16,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, Self
 
 from deliver import qmailfile, tree
-from deliver.config import Config, personal
+from deliver.config import personal
 from deliver.errors import DeliverError
 from deliver.qmailfile import DELIVERING, Filtering, Kind, Line
 from deliver.rules.logic import EVERY_MESSAGE
+from deliver.settings import Config
 
 SITE_FILTERS = (
     "/usr/local/etc/mail/mailfilter",  # Mail::Toaster

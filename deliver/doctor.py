@@ -18,12 +18,12 @@ from typing import NamedTuple
 
 from deliver import config as configuration
 from deliver import libarchive, qmailfile, quota, subscriptions, tickbox, tree, wiring
-from deliver.config import Config
 from deliver.errors import DeliverError
 from deliver.qmailfile import Kind
 from deliver.rules.model import is_inbox
 from deliver.scan import Scanner
 from deliver.scanners.clamd import Clamd
+from deliver.settings import Config
 from deliver.values import Envelope, Finding, Verdict
 
 SLOW = 3.0

@@ -9,10 +9,11 @@ from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 from deliver import quota
-from deliver.config import Config, Expire, personal
+from deliver.config import personal
 from deliver.errors import DeliverError
 from deliver.qmailfile import open_directory
 from deliver.rules.model import is_inbox
+from deliver.settings import Config, Expire
 from deliver.tree import as_owner, is_read, messages
 
 CLASSES = ("read", "unread", "sent", "trash", "spam")

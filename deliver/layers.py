@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from deliver.config import Attachments, Config, Personal, Spam
+from deliver.settings import Attachments, Config, Personal, Spam
 
 Reader = Callable[[str, Config, int, bool], Personal]
 """See config.personal."""

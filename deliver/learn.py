@@ -16,13 +16,14 @@ from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 from deliver import wiring
-from deliver.config import Config, Personal, personal
+from deliver.config import personal
 from deliver.errors import Deferred, DeliverError
 from deliver.layers import layers, together
 from deliver.learned import Learned
 from deliver.message import Message, Source, read_framing
 from deliver.qmailfile import open_directory
 from deliver.rules.model import is_inbox
+from deliver.settings import Config, Personal
 from deliver.tree import as_owner, is_read, messages
 from deliver.values import INBOX, Content, Verb
 

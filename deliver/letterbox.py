@@ -9,10 +9,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NamedTuple
 
 from deliver import wiring
-from deliver.config import Config
 from deliver.errors import Deferred
 from deliver.lmtp import Abort, Answer, Chunk, DataAsked, DataDone, Mailbox, Quit, RecipientAsked, Session, answer_to
 from deliver.message import IN_MEMORY, Framing, Source, read_framing
+from deliver.settings import Config
 from deliver.users import Found
 from deliver.values import Envelope, Reply
 

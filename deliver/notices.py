@@ -10,10 +10,10 @@ import re
 
 from deliver import letters, reply
 from deliver.actions import Tools
-from deliver.config import NOTICE_WORDS, Notices
 from deliver.headers import decode
 from deliver.message import Message
 from deliver.rules import placeholders
+from deliver.settings import NOTICE_WORDS, Notices
 from deliver.values import Answer, Envelope, Finding, Plan, Verb, Verdict
 from quarantine.store import kind_of
 

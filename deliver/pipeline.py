@@ -5,13 +5,13 @@ from typing import Any, NamedTuple, Protocol
 
 from deliver import exits
 from deliver.actions import Injector, Prepared, Program, Tools, answer, perform, summary
-from deliver.config import Config, Personal
 from deliver.errors import Refused
 from deliver.log import Log, append
 from deliver.message import Message
 from deliver.policy import Case, decide
 from deliver.rules.model import Outside, Rule
 from deliver.scan import Scanner, scan_all
+from deliver.settings import Config, Personal
 from deliver.values import Answer, Envelope, Note, Outcome, Plan, Verdict, unheard
 from quarantine.store import Store
 

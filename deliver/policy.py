@@ -7,10 +7,10 @@ whatever is stored; then the verdicts that mail to others needs.
 from typing import NamedTuple, Protocol
 
 from deliver import header_lines, reply
-from deliver.config import Attachments, Config, Spam, SpamScanner, VirusScanner, settings_of
 from deliver.message import Message
 from deliver.rules.evaluate import Walk, walk
 from deliver.rules.model import Facts, Outside, Rule, message_id
+from deliver.settings import Attachments, Config, Spam, SpamScanner, VirusScanner, settings_of
 from deliver.values import INBOX, Action, Answer, Envelope, Finding, Note, Objection, Plan, Step, Verb, Verdict
 
 _STRICTEST_FIRST = ("discard", "bounce", "quarantine", "mark")

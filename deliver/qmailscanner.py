@@ -12,9 +12,9 @@ from collections.abc import Iterator
 
 from deliver import __version__
 from deliver.actions import Tools
-from deliver.config import Log
 from deliver.headers import decode
 from deliver.message import Message
+from deliver.settings import Log
 from deliver.values import Envelope, Finding, Plan, Verb, Verdict
 from quarantine.store import kind_of
 

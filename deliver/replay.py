@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 from deliver import exits, layers, wiring
 from deliver.actions import summary
-from deliver.config import Attachments, Clamd, Config, Personal, Spam, Spamd, load, parse_personal, where
+from deliver.config import load, parse_personal, where
 from deliver.envelope import extension_of
 from deliver.errors import DeliverError, NotConfigured, Refused
 from deliver.message import Message, Source, read_framing
@@ -32,6 +32,7 @@ from deliver.pipeline import Site, judge, refuse_loops
 from deliver.policy import words
 from deliver.rules.model import Outside
 from deliver.scan import Scanner, scan_all
+from deliver.settings import Attachments, Clamd, Config, Personal, Spam, Spamd
 from deliver.values import INBOX, Action, Answer, Content, Envelope, Finding, Plan, Reply, Step, Verb, Verdict
 
 FAMILY = ("scan", "rules", "domain", "user", "envelope", "expect")

@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 
 from deliver import config, exits, maildrop, scan_once, users, wiring
 from deliver.client import DECLINED
-from deliver.config import Config
 from deliver.envelope import envelope_of, maildir_of
 from deliver.errors import Deferred, DeliverError
 from deliver.gate import BUSY, Gate
@@ -29,6 +28,7 @@ from deliver.message import CHUNK, IN_MEMORY, Framing, Message, Source, read_fra
 from deliver.metrics import Metrics
 from deliver.pipeline import Site, deliver
 from deliver.request import Descriptor, Request, directory_of, in_place, is_file, readable, receive, size_of
+from deliver.settings import Config
 from deliver.sockets import listen, notify, waiting
 from deliver.values import Envelope, Outcome, Reply
 

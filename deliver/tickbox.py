@@ -9,8 +9,8 @@ import pwd
 from typing import NamedTuple
 
 from deliver import adopt, qmailfile, users
-from deliver.config import Users
 from deliver.qmailfile import Kind, Line
+from deliver.settings import Users
 
 FILE = ".qmail"
 

@@ -7,9 +7,9 @@ import stat
 import subprocess
 from typing import NamedTuple
 
-from deliver.config import Users
 from deliver.envelope import extension_of
 from deliver.errors import Deferred
+from deliver.settings import Users
 
 TIMEOUT = 20.0
 """Seconds for a lookup command; vuserinfo answers in milliseconds, a database that is down does not."""

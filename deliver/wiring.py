@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 from deliver import log
 from deliver.actions import Injector
-from deliver.config import (
+from deliver.config import personal
+from deliver.errors import Deferred
+from deliver.layers import Reader, layers, together
+from deliver.message import Forgeries
+from deliver.pipeline import Mailbox, Site
+from deliver.rules.model import Outside, Signature
+from deliver.scan import Scanner
+from deliver.settings import (
     Attachments,
     Command,
     Config,
@@ -24,15 +31,8 @@ from deliver.config import (
     Spam,
     SpamScanner,
     VirusScanner,
-    personal,
     settings_of,
 )
-from deliver.errors import Deferred
-from deliver.layers import Reader, layers, together
-from deliver.message import Forgeries
-from deliver.pipeline import Mailbox, Site
-from deliver.rules.model import Outside, Signature
-from deliver.scan import Scanner
 from deliver.units import Limit, parse_limit
 from deliver.values import INBOX, Answer, Content, Envelope, Finding
 from quarantine.store import Archive, Store

@@ -20,6 +20,7 @@ from deliver import tree, wiring
 from deliver.errors import DeliverError
 from deliver.headers import decode
 from deliver.message import Message, Source, read_framing
+from deliver.settings import Config
 from deliver.units import parse_span
 from deliver.values import Content
 from quarantine import digest as digests
@@ -55,7 +56,7 @@ class Span(click.ParamType[float]):
 def cli(context: click.Context, directory: str, maildir: str, config_path: str) -> None:
     """Look at mail that was held back, let it go, or delete it."""
     path = configuration.find(config_path, os.environ.get("DELIVER_CONFIG", ""))
-    settings = configuration.Config()
+    settings = Config()
     if config_path or os.path.exists(path):
         try:
             settings = configuration.load(path)
@@ -144,7 +145,7 @@ def show(everything: tuple[Any, Archive], id_: str, *, raw: bool) -> None:
 @click.option("--learn", type=click.Choice(["ham"]), help="Tell spamd that it is none: ham.")
 @click.pass_obj
 def release_(
-    everything: tuple[configuration.Config, Archive], ids: tuple[str, ...], to: str, learn: str | None
+    everything: tuple[Config, Archive], ids: tuple[str, ...], to: str, learn: str | None
 ) -> None:
     """Deliver held messages to where they were going, without filtering them again."""
     failed = 0
@@ -166,7 +167,7 @@ def release_(
 
 
 def _learned(
-    everything: tuple[configuration.Config, Archive], held: Held, teach: Callable[[Content, str, bool], bool]
+    everything: tuple[Config, Archive], held: Held, teach: Callable[[Content, str, bool], bool]
 ) -> bool:
     """Whether spamd was told; it is released all the same."""
     settings, archive = everything
@@ -205,7 +206,7 @@ def delete_(everything: tuple[Any, Archive], ids: tuple[str, ...]) -> None:
 PATHS = click.argument("paths", nargs=-1, metavar="[PATH...]", type=click.Path(exists=True, file_okay=False))
 
 
-def _archives(everything: tuple[configuration.Config, Archive], paths: tuple[str, ...]) -> Generator[Archive]:
+def _archives(everything: tuple[Config, Archive], paths: tuple[str, ...]) -> Generator[Archive]:
     """The quarantine, or those of all Maildirs at or below the paths, each with its owner's rights."""
     settings, own = everything
     if not paths:
@@ -238,7 +239,7 @@ def _archives(everything: tuple[configuration.Config, Archive], paths: tuple[str
 @click.option("--dry-run", is_flag=True, help="Only say what would go.")
 @click.pass_obj
 def expire(
-    everything: tuple[configuration.Config, Archive],
+    everything: tuple[Config, Archive],
     paths: tuple[str, ...],
     keep: float | None,
     recipient: str,
@@ -278,7 +279,7 @@ def expire(
 @click.option("--json", "as_json", is_flag=True, help="One object a line: recipient, messages, more, error.")
 @click.pass_obj
 def digest_(
-    everything: tuple[configuration.Config, Archive],
+    everything: tuple[Config, Archive],
     paths: tuple[str, ...],
     recipient: str,
     *,
@@ -304,7 +305,7 @@ def digest_(
 
 
 def _digest(
-    settings: configuration.Config, one: digests.Digest, known: digests.Memory, *, dry_run: bool, as_json: bool
+    settings: Config, one: digests.Digest, known: digests.Memory, *, dry_run: bool, as_json: bool
 ) -> bool:
     """Whether it went out, or would."""
     sender = settings.notices.sender.replace("{domain}", one.recipient.rpartition("@")[2])

@@ -305,7 +305,8 @@ def test_no_path_is_a_folder(key: str, trick: str) -> None:
 
 @pytest.mark.parametrize("trick", [*TRICKS, "ticket", "/bin/sh", "ticket; id", "sh", "ticket\\u0000"])
 def test_no_user_runs_what_the_site_did_not_name_for_users(trick: str) -> None:
-    from deliver.config import Config, Programs, User, parse_personal
+    from deliver.config import parse_personal
+    from deliver.settings import Config, Programs, User
 
     site = Config(programs=Programs(ticket=("/bin/true",), other=("/bin/true",)), user=User(may_run=("other",)))
     own, problems = parse_personal(f'[[rule]]\npipe = "{trick}"\n'.encode(), "f", site)

@@ -24,41 +24,39 @@ class Room(NamedTuple):
 ROOMS = {
     # What passes through a delivery, and words and numbers for it. The standard library alone.
     "values": Room("__init__ values errors units exits headers header_lines letters message rules.__init__ rules.model rules.placeholders", ""),
+    # The tables of a configuration, as classes.
+    "settings": Room("settings", "values"),
     # What is in a message, read within bounds when a rule asks.
     "content": Room("mime ambiguity filenames bodies attachments enclosed tnef archives zips unpack libarchive rar limited bounds macros filetypes bounces authentication", "values"),
     # The life of a message. Its collaborators arrive as values, so that tests can build them.
-    "story": Room("pipeline scan policy actions reply notices qmailscanner rules.evaluate rules.conditions rules.contents rules.fields rules.logic rules.matching rules.moments rules.proofs", "values content"),
+    "story": Room("pipeline scan policy actions reply notices qmailscanner rules.evaluate rules.conditions rules.contents rules.fields rules.logic rules.matching rules.moments rules.proofs", "values settings content"),
     # The outside world: scanners, disk, the MTA's queue.
     "scanners": Room("scanners.*", "values content"),
     "adapters": Room("maildir mailbox quota subscriptions answered learned keywords forward programs lists seen signatures", "values"),
     # From files, the environment and the network to values, and back.
-    "reading": Room("config layers arguments maildrop envelope positions rules.load rules.doubts log lmtp", "values"),
+    "reading": Room("config tables plausible layers arguments maildrop envelope positions rules.load rules.doubts log lmtp", "values settings"),
     # What only a process that stays needs: scans shared and counted, and LMTP's users.
-    "resident": Room("scan_once metrics users gate sockets", "values story reading"),
+    "resident": Room("scan_once metrics users gate sockets", "values settings story reading"),
     # The only one that knows every adapter.
-    "wiring": Room("wiring", "values content story scanners adapters reading resident store backends"),
+    "wiring": Room("wiring", "values settings content story scanners adapters reading resident store backends"),
     # What an administrator does to mailboxes, whole trees of them.
-    "tools": Room("adopt doctor expire learn qmailfile stats tickbox tree", "values content story scanners adapters reading resident wiring"),
+    "tools": Room("adopt doctor expire learn qmailfile stats tickbox tree", "values settings content story scanners adapters reading resident wiring"),
     # Other programs' filters, from text to rules.
     "converters": Room("convert.*", "values reading"),
     # Where a message or a person comes in.
-    "doors": Room("__main__ client service request letterbox replay commands.*", "values story reading resident wiring tools converters"),
+    "doors": Room("__main__ client service request letterbox replay commands.*", "values settings story reading resident wiring tools converters"),
     # Quarantine is a store of its own: it could serve another program.
     "store": Room("quarantine.__init__ quarantine.store", ""),
     "backends": Room("quarantine.files quarantine.sqlite", "store"),
-    "quarantine": Room("quarantine.*", "values story reading wiring store backends"),
+    "quarantine": Room("quarantine.*", "values settings story reading wiring store backends"),
 }
 
 ALSO = {
-    ("config", "quarantine.store"): "the kinds of reasons for which mail is held",
-    ("notices", "config"): "the settings' types",
+    ("plausible", "quarantine.store"): "the kinds of reasons for which mail is held",
     ("notices", "quarantine.store"): "the kinds of reasons for which mail is held",
-    ("qmailscanner", "config"): "the settings' types",
     ("qmailscanner", "quarantine.store"): "the kinds of reasons for which mail is held",
     ("quarantine.commands", "tree"): "the quarantines of a whole tree of mailboxes",
     ("commands.quota", "quota"): "shows what the adapter keeps",
-    ("pipeline", "config"): "the settings' types",
-    ("policy", "config"): "the settings' types",
     ("pipeline", "log"): "the log's type",
     ("pipeline", "quarantine.store"): "the store's type",
     ("rules.load", "rules.conditions"): "compiles what it has read, once",
@@ -72,13 +70,13 @@ ALSO = {
 
 PACKAGES = {
     "click": "commands.* quarantine.commands quarantine.__main__",
-    "re2": "rules.matching config scanners.command",
+    "re2": "rules.matching plausible scanners.command",
     "dkim": "signatures",
     "dns": "signatures",
     "flufl": "bounces",
     "tree_sitter": "positions",
     "tree_sitter_toml": "positions",
-    "msgspec": "config layers rules.load replay commands.*",
+    "msgspec": "settings tables config layers rules.load replay commands.*",
     "sievelib": "convert.sieve*",
     "clamd": "scanners.*",
     "aiospamc": "scanners.*",

@@ -23,6 +23,7 @@ from deliver.metrics import Metrics
 from deliver.policy import Case, decide
 from deliver.replay import Family, Replayer, Result, Settings
 from deliver.scanners.attachments import MOST, Attached
+from deliver.settings import Attachments, Config
 from deliver.values import Answer, Envelope, Finding, Objection, Outcome, Plan, Step, Verb, Verdict, unheard
 
 PROGRAM = b"MZ\x90\x00" + b"\x00" * 56 + b"\x80\x00\x00\x00" + b"\x00" * 64 + b"PE\x00\x00L\x01" + b"\x00" * 200
@@ -220,7 +221,7 @@ def test_a_glob_takes_no_time() -> None:
 # What is done.
 
 
-def site(table: str, more: str = "") -> config.Config:
+def site(table: str, more: str = "") -> Config:
     settings, problems = config.parse(f"{more}\n[attachments]\n{table}\n".encode(), "site.toml")
     assert settings is not None
     assert [problem.text for problem in problems] == []
@@ -274,7 +275,7 @@ def test_each_kind_has_its_own_setting(kind: str) -> None:
     assert plan.reason == f"attachments: {kind.capitalize().replace('-', ' ')} (<{kind}>)"
 
 
-def planned(settings: config.Config, *verdicts: Verdict) -> Plan:
+def planned(settings: Config, *verdicts: Verdict) -> Plan:
     message = Message(Source.of(HEADER + b"\nx\n"), read_framing(HEADER), b"")
     return decide(
         Case(
@@ -370,7 +371,7 @@ def test_a_scanner_that_raises_is_such_a_walk() -> None:
 
 
 def test_defaults_are_the_contracts() -> None:
-    table = config.Attachments()
+    table = Attachments()
     assert table.forbidden == ("*.exe", "*.scr", "*.pif")
     assert [table.measure(kind) for kind in KINDS] == ["quarantine", "mark", "mark", "quarantine", "mark"]
 
@@ -481,7 +482,7 @@ def test_an_owner_has_own_names_in_rules(tmp_path: Path) -> None:
 
 
 def test_where_the_site_has_no_such_table_an_owners_does_nothing() -> None:
-    own, problems = config.parse_personal(b'[attachments]\non-macro = "mark"\n', "x", config.Config())
+    own, problems = config.parse_personal(b'[attachments]\non-macro = "mark"\n', "x", Config())
     assert own.attachments is None
     assert [problem.warning for problem in problems] == [True]
 

@@ -14,6 +14,7 @@ from scanned import EICAR, ENVELOPE, HAM, HEADER, InMemory, content, with_attach
 from deliver import attachments, config, wiring
 from deliver.scanners.attachments import Attached
 from deliver.scanners.clamd import Clamd, Contents
+from deliver.settings import Attachments
 from deliver.values import Finding, Verdict
 
 OK = b"stream: OK\n"
@@ -31,7 +32,7 @@ def holding(*files: bytes) -> Contents:
 
 def test_each_finds_what_the_other_misses(clamd_server: servers.Server) -> None:
     """And what both miss is objected to, so that it is never clean."""
-    table = config.Attachments()
+    table = Attachments()
     scanner = Attached(table.forbidden, table.tricks, table.types)
     raw, extracted, missed = set(), set(), set()
     messages = tricks.tricks(EICAR)

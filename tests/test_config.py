@@ -11,8 +11,8 @@ import msgspec
 import pytest
 
 from deliver import config
-from deliver.config import Attachments, Clamd, Config, Expire, Spamd
 from deliver.errors import NotConfigured
+from deliver.settings import TABLES, Attachments, Clamd, Config, Expire, Personal, Spamd
 
 EXAMPLE = Path(__file__).parent.parent / "mailfilter.example.toml"
 
@@ -36,7 +36,7 @@ def test_the_example_says_the_defaults() -> None:
     assert settings.quota.warning.split() == expected.quota.warning.split()
 
 
-@pytest.mark.parametrize("table", ["", *config._TABLES])
+@pytest.mark.parametrize("table", ["", *TABLES])
 def test_the_example_has_every_key(table: str) -> None:
     """A key that is not there cannot be found by an admin. That each has its default, the test above says."""
     if table in NO_DEFAULT:
@@ -45,11 +45,11 @@ def test_the_example_has_every_key(table: str) -> None:
         assert all(re.search(rf"(?m)^#.*\b{key} = ", text) for key in NO_DEFAULT[table])
         return
     document = tomllib.loads(EXAMPLE.read_text())
-    kind = config._TABLES[table] if table else Config
+    kind = TABLES[table] if table else Config
     keys = {field.encode_name for field in msgspec.structs.fields(kind)}
     if not table:
         document = {key: value for key, value in document.items() if not isinstance(value, dict | list)}
-        keys -= {*config._TABLES, "rules", "scanners", "programs", "lists"}
+        keys -= {*TABLES, "rules", "scanners", "programs", "lists"}
     assert set(document if not table else document[table]) == keys
 
 
@@ -131,7 +131,7 @@ def test_a_good_file_says_so(tmp_path: Path) -> None:
     assert '"*@x.org"' in done.stdout
 
 
-def personal(path: Path, site: str = "") -> config.Personal:
+def personal(path: Path, site: str = "") -> Personal:
     """A user's file as a delivery reads it."""
     settings = config.parse(f"maildir = 'Maildir'\n{site}".encode(), "site.toml")[0]
     assert settings is not None
@@ -169,7 +169,7 @@ def test_a_users_file_that_is_no_file_is_not_read(tmp_path: Path) -> None:
 
 def test_a_missing_users_file_is_no_error(tmp_path: Path) -> None:
     """Most have none."""
-    assert personal(tmp_path / "none") == config.Personal()
+    assert personal(tmp_path / "none") == Personal()
 
 
 def test_the_users_file_is_checked_as_such(tmp_path: Path) -> None:

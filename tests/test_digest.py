@@ -18,7 +18,7 @@ from main_job import own
 from test_quarantine import held, put
 from test_reply import RECORDER
 
-from deliver.config import Quarantine
+from deliver.settings import Quarantine
 from quarantine.digest import MOST_LISTED, SETTLED
 from quarantine.files import Files
 from quarantine.store import KINDS, Held

@@ -16,13 +16,14 @@ from deliver.commands import cli
 from deliver.errors import Deferred
 from deliver.rules import conditions, matching
 from deliver.rules import load as rule_files
+from deliver.settings import TABLES, Config, Table
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 DOCS = CHECKOUT / "docs"
 PAGES = [CHECKOUT / "README.md", *sorted(DOCS.glob("*.md"))]
 MANUALS = [DOCS / "deliver.1", DOCS / "mailfilter.toml.5"]
 
-TABLES: dict[str, type[config.Table]] = {"": config.Config, **config._TABLES}
+TABLES: dict[str, type[Table]] = {"": Config, **TABLES}
 TOP_LEVEL = ("maildir", "user-rules", "domain-rules", "deadline")
 
 
@@ -62,8 +63,8 @@ def flat(path: Path) -> str:
 
 def test_the_top_level_keys_are_known() -> None:
     """What is neither a table nor the rules stands before the first table."""
-    names = {field.encode_name for field in msgspec.structs.fields(config.Config)}
-    assert names - config._TABLES.keys() - {"rules", "scanners", "programs", "lists"} == set(TOP_LEVEL)
+    names = {field.encode_name for field in msgspec.structs.fields(Config)}
+    assert names - TABLES.keys() - {"rules", "scanners", "programs", "lists"} == set(TOP_LEVEL)
 
 
 @pytest.mark.parametrize("table", TABLES)
@@ -128,7 +129,7 @@ def test_names_to_come_are_not_promised() -> None:
 def test_examples_are_accepted(example: Example) -> None:
     """And those that are meant to be wrong are not."""
     if example.kind == "user":
-        problems = config.parse_personal(example.text.encode(), "mailfilter.toml", config.Config())[1]
+        problems = config.parse_personal(example.text.encode(), "mailfilter.toml", Config())[1]
     else:
         problems = config.parse(example.text.encode(), "mailfilter.toml")[1]
     assert example.kind in {"", "user", "wrong"}

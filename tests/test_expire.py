@@ -11,8 +11,8 @@ from main_job import own
 
 from deliver import expire as work
 from deliver.commands import cli
-from deliver.config import Config, Expire
 from deliver.qmailfile import open_directory
+from deliver.settings import Config, Expire
 
 DAY = 86400
 NOW = 1_800_000_000.0

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from deliver.config import Config
 from deliver.replay import Settings, replay
+from deliver.settings import Config
 
 FIXTURES = Path(__file__).parent / "fixtures"
 

@@ -27,7 +27,6 @@ from scanned import ENVELOPE, HAM, content
 from deliver import config, quota, subscriptions
 from deliver.arguments import Call
 from deliver.commands.check import check
-from deliver.config import Config
 from deliver.envelope import envelope_of, maildir_of
 from deliver.errors import Deferred
 from deliver.headers import addresses, decode
@@ -37,6 +36,7 @@ from deliver.rules.evaluate import walk
 from deliver.rules.model import Facts
 from deliver.scanners.clamd import Clamd
 from deliver.scanners.spamd import Spamd
+from deliver.settings import Config
 from deliver.units import Limit
 from deliver.values import Finding
 

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from deliver import config, layers
-from deliver.config import Config, Spam, personal
+from deliver.config import personal
 from deliver.replay import Changes, Replayer, Settings, lies_in
 from deliver.rules.doubts import doubts
+from deliver.settings import Config, Folder, Personal, Spam
 
 SITE = """
 domain-rules = "{root}/domains/{{domain}}.toml"
@@ -48,7 +49,7 @@ class Mailbox:
         self.domain.write_text('[spam]\nrequired-score = 4.0\ndelete-above = 20.0\n[[rule]]\nname = "domain"\nfile = "D"\n')
         self.owner.write_text('[spam]\nrequired-score = 6.0\n[[rule]]\nname = "mine"\nfile = "M"\n')
 
-    def applies(self, recipient: str = "bob@example.org") -> config.Personal:
+    def applies(self, recipient: str = "bob@example.org") -> Personal:
         site = config.load(str(self.site))
         return layers.together(site, layers.layers(site, recipient, str(self.maildir), personal, os.geteuid()))
 
@@ -61,7 +62,7 @@ def make_box(tmp_path: Path) -> Mailbox:
 def test_the_domains_rules_come_before_the_owners_and_the_last_setting_counts(box: Mailbox) -> None:
     own = box.applies("Bob@EXAMPLE.org")
     assert [rule.name for rule in own.rules] == ["domain", "mine"]
-    assert own.spam == Spam(folder=config.Folder("Junk"), required_score=6.0, delete_above=20.0)
+    assert own.spam == Spam(folder=Folder("Junk"), required_score=6.0, delete_above=20.0)
     assert own.error == ""
 
 

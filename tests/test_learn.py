@@ -18,10 +18,10 @@ from deliver import config as configuration
 from deliver import learn as work
 from deliver import wiring
 from deliver.commands import cli
-from deliver.config import Config
 from deliver.errors import Deferred
 from deliver.learn import whose
 from deliver.qmailfile import open_directory
+from deliver.settings import Config
 from deliver.values import Content
 from quarantine.commands import cli as quarantine_cli
 from quarantine.files import Files

@@ -16,10 +16,10 @@ import pytest
 import servers
 from lmtp_client import Client, on_the_wire
 
-from deliver.config import Config, Service, Span
 from deliver.errors import Deferred, Refused
 from deliver.exits import from_error
 from deliver.letterbox import Desk, Incoming, Letterbox
+from deliver.settings import Config, Service, Span
 from deliver.users import CannotTell, Found
 from deliver.values import Reply
 

@@ -25,6 +25,7 @@ from deliver.message import Message, Source, read_framing
 from deliver.notices import HTML, TEXT, event
 from deliver.qmailscanner import lines
 from deliver.rules import placeholders
+from deliver.settings import NOTICE_WORDS, Log
 from deliver.values import Action, Envelope, Finding, Plan, Verb, Verdict
 
 VIRUS = Verdict("clamd", Finding.VIRUS, names=("Eicar-Test-Signature",), seconds=0.25)
@@ -239,7 +240,7 @@ def test_senders_who_hear_nothing(reason: str, more: dict[str, Any]) -> None:
 
 def test_the_built_in_templates_name_what_there_is() -> None:
     for text in (TEXT, HTML):
-        assert placeholders.check(text, configuration.NOTICE_WORDS) == text
+        assert placeholders.check(text, NOTICE_WORDS) == text
 
 
 @pytest.mark.parametrize(
@@ -295,7 +296,7 @@ def test_both_logs_have_qmail_scanners_fields(scratch: Path, clamd_server: serve
 
 
 def written(subject: str = "hello", verdicts: tuple[Verdict, ...] = (VIRUS,), headers: bytes = b"") -> dict[str, str]:
-    settings = configuration.Log(quarantine_log="/q", mailstats="/m")
+    settings = Log(quarantine_log="/q", mailstats="/m")
     tools = Told()
     tools.subject = subject
     envelope = Envelope("f@example.net", "you@example.org", "/nowhere")

@@ -9,9 +9,9 @@ from typing import NamedTuple
 import pytest
 
 from deliver import config, replay
-from deliver.config import Config
 from deliver.replay import Settings, run_test
 from deliver.rules import conditions, load, placeholders
+from deliver.settings import Config
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "rules.md"
 

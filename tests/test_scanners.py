@@ -16,14 +16,16 @@ from deliver.scanners.command import PRESETS, Command
 from deliver.scanners.icap import Icap
 from deliver.scanners.pool import REST, Health, first_answer
 from deliver.scanners.rspamd import Rspamd
+from deliver.settings import KINDS_OF_SCANNER as KINDS
+from deliver.settings import Config
+from deliver.tables import convert
 from deliver.values import Envelope, Finding, Plan, Problem, Verb, Verdict, unheard
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
-KINDS = config._KINDS_OF_SCANNER
 ONE, TWO = TcpAddress("one", 1), TcpAddress("two", 2)
 
 
-def read(text: str) -> tuple[config.Config, list[str]]:
+def read(text: str) -> tuple[Config, list[str]]:
     """The configuration, and its problems as people read them."""
     settings, problems = config.parse(text.encode(), "site.toml")
     assert settings is not None
@@ -67,7 +69,7 @@ def test_a_command_of_ones_own_and_one_that_changes_a_preset(tmp_path: Path) -> 
 
 
 def test_the_presets_are_those_that_can_be_named() -> None:
-    field = next(field for field in msgspec.structs.fields(config.Command) if field.name == "preset")
+    field = next(field for field in msgspec.structs.fields(KINDS["command"]) if field.name == "preset")
     assert set(field.type.__args__) == {"", *PRESETS}
 
 
@@ -126,7 +128,7 @@ def test_every_key_is_documented_with_its_default(kind: str) -> None:
     for key, default in documented(kind).items():
         if default:
             problems: list[Problem] = []
-            said = config._convert(KINDS[kind], tomllib.loads(f"{key} = {default}"), (), problems)
+            said = convert(KINDS[kind], tomllib.loads(f"{key} = {default}"), (), problems)
             assert (problems, said) == ([], {fields[key].name: getattr(KINDS[kind](), fields[key].name)}), key
 
 

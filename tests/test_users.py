@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from deliver.config import Users
 from deliver.errors import Deferred
+from deliver.settings import Users
 from deliver.users import Found, look_up
 
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -112,7 +112,7 @@ def test_passwd_that_cannot_be_read_is_not_nobody() -> None:
     """Python's pwd says "not found" of both. Without descriptors libc cannot open /etc/passwd (EMFILE)."""
     script = (
         "import ctypes, os, pwd, resource, sys; sys.path.insert(0, sys.argv[1])\n"
-        "from deliver.config import Users; from deliver.users import look_up; from deliver.errors import Deferred\n"
+        "from deliver.settings import Users; from deliver.users import look_up; from deliver.errors import Deferred\n"
         "resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3)); users = Users(passwd=True)\n"
         "try: print(look_up(users, 'daemon@example.org'))\n"
         "except Deferred as error: print(error.line)\n"

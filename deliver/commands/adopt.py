@@ -14,6 +14,7 @@ from deliver import adopt as work
 from deliver import config
 from deliver.adopt import Decision, Failed
 from deliver.errors import DeliverError
+from deliver.settings import Config
 
 COMMAND = "/usr/local/bin/deliver"
 """Where `make install` puts it."""
@@ -62,7 +63,7 @@ def adopt(
         raise click.ClickException(error.detail) from error
 
 
-def _config(path: str) -> config.Config:
+def _config(path: str) -> Config:
     """The site's; without one nothing is scanned, and nobody's conversion can be checked against it."""
     found = config.find(path, os.environ.get("DELIVER_CONFIG", ""))
     if not path and not os.path.exists(found):

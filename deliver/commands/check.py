@@ -13,6 +13,7 @@ from deliver import config, doctor
 from deliver.errors import DeliverError
 from deliver.notices import read_template
 from deliver.rules.doubts import doubts
+from deliver.settings import Config
 from deliver.values import Problem
 
 
@@ -71,11 +72,11 @@ def _site_problems(path: str) -> list[Problem]:
         settings, problems = config.read(path)
     except DeliverError as error:
         return [Problem((), error.detail)]
-    settings = settings or config.Config()
+    settings = settings or Config()
     return problems + _templates(settings) + _quarantine(path, settings)
 
 
-def _quarantine(path: str, settings: config.Config) -> list[Problem]:
+def _quarantine(path: str, settings: Config) -> list[Problem]:
     """Why a virus would have to wait."""
     found = doctor.the_quarantine(doctor.Case(path, settings, {}))
     return [
@@ -85,7 +86,7 @@ def _quarantine(path: str, settings: config.Config) -> list[Problem]:
     ]
 
 
-def _templates(settings: config.Config) -> list[Problem]:
+def _templates(settings: Config) -> list[Problem]:
     """What is wrong with the templates of notices."""
     problems = []
     for key in ("text", "html"):
@@ -99,9 +100,9 @@ def _templates(settings: config.Config) -> list[Problem]:
     return problems
 
 
-def _site(path: str) -> config.Config:
+def _site(path: str) -> Config:
     """The site's configuration, as far as there is one."""
-    return (config.read(path)[0] if os.path.exists(path) else None) or config.Config()
+    return (config.read(path)[0] if os.path.exists(path) else None) or Config()
 
 
 def _personal_problems(path: str, site_path: str, *, domain: bool) -> list[Problem]:
@@ -129,7 +130,7 @@ def _doubts(path: str) -> list[Problem]:
     return doubts(_document(path).get("rule"))
 
 
-def _tests(path: str, site: config.Config, *, user: bool, domain: bool) -> tuple[int, list[Problem]]:
+def _tests(path: str, site: Config, *, user: bool, domain: bool) -> tuple[int, list[Problem]]:
     """How many tests stand in a file without errors, and what those that fail say."""
     from deliver.replay import Settings, run_test, tests_of
 

@@ -10,6 +10,7 @@ from deliver import adopt, config, tickbox
 from deliver.commands.adopt import COMMAND
 from deliver.errors import DeliverError
 from deliver.qmailfile import Line
+from deliver.settings import Config
 from deliver.tickbox import CannotDo, Mailbox
 
 Change = Callable[[tuple[Line, ...], Mailbox], list[Line]]
@@ -52,18 +53,18 @@ def status(addresses: tuple[str, ...], config_path: str, as_json: bool) -> None:
     _each(addresses, _config(config_path), None, as_json)
 
 
-def _config(path: str) -> config.Config:
+def _config(path: str) -> Config:
     """The site's if there is one: where users are, and what a rewritten line must not lose."""
     found = config.find(path, os.environ.get("DELIVER_CONFIG", ""))
     if not path and not os.path.exists(found):
-        return config.Config()
+        return Config()
     try:
         return config.load(found)
     except DeliverError as error:
         raise click.ClickException(error.detail) from error
 
 
-def _each(addresses: tuple[str, ...], settings: config.Config, change: Change | None, as_json: bool) -> None:
+def _each(addresses: tuple[str, ...], settings: Config, change: Change | None, as_json: bool) -> None:
     failures = 0
     for address in addresses:
         why = ""

@@ -11,6 +11,7 @@ from deliver import config, layers
 from deliver.errors import Deferred
 from deliver.positions import Path, Positions
 from deliver.rules.model import Rule
+from deliver.settings import SETTABLE, Config, Span, Table
 
 
 class _File(NamedTuple):
@@ -28,7 +29,7 @@ class _File(NamedTuple):
         return self.positions.line(path) if self.positions else 1
 
 
-def explained(site: config.Config, site_path: str, maildir: str, recipient: str) -> dict[str, Any]:
+def explained(site: Config, site_path: str, maildir: str, recipient: str) -> dict[str, Any]:
     """Files, rules in the order in which they are asked, and settings, each with whose it is. Raises Deferred."""
     try:
         uid = os.stat(maildir).st_uid
@@ -91,11 +92,11 @@ def _rules(files: list[_File]) -> list[dict[str, Any]]:
     ]
 
 
-def _settings(last: layers.Layer | config.Config, site: config.Config, files: list[_File]) -> list[dict[str, Any]]:
+def _settings(last: layers.Layer | Config, site: Config, files: list[_File]) -> list[dict[str, Any]]:
     said = []
-    for field in msgspec.structs.fields(config.Config):
-        value = getattr(last if field.name in config.SETTABLE else site, field.name)
-        if isinstance(value, config.Table):
+    for field in msgspec.structs.fields(Config):
+        value = getattr(last if field.name in SETTABLE else site, field.name)
+        if isinstance(value, Table):
             said += [
                 _setting(files, field.encode_name, inner.encode_name, getattr(value, inner.name))
                 for inner in msgspec.structs.fields(type(value))
@@ -113,6 +114,6 @@ def _setting(files: list[_File], table: str, key: str, value: object) -> dict[st
         if isinstance(there, dict) and key in there:
             found = {"whose": one.whose, "file": one.path, "line": one.line(path)}
             return {"table": table, "key": key, "value": there[key], **found}
-    if isinstance(value, config.Span):
+    if isinstance(value, Span):
         value = f"{value:g} s"
     return {"table": table, "key": key, "value": value, "whose": "default"}

@@ -9,6 +9,7 @@ import click
 from deliver import config
 from deliver.errors import DeliverError
 from deliver.replay import Changes, Replayer, Result, Settings, has_expectation, messages_in
+from deliver.settings import Config
 
 
 @click.command()
@@ -100,11 +101,11 @@ def _beside(maildir: str) -> str:
     return path if path and os.path.exists(path) else ""
 
 
-def _config(path: str, plain: bool, files: list[str]) -> config.Config:
+def _config(path: str, plain: bool, files: list[str]) -> Config:
     """The site's configuration; none is needed where every message brings its own."""
     own = all(os.path.exists(f"{os.path.splitext(file)[0]}.rules.toml") for file in files)
     if plain or (own and not path and files):
-        return config.Config()
+        return Config()
     try:
         return config.load(config.find(path, os.environ.get("DELIVER_CONFIG", "")))
     except DeliverError as error:

@@ -1,0 +1,168 @@
+"""What is wrong with settings beyond their types: names, patterns, paths, and keys that do not go together."""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from deliver.rules import placeholders
+from deliver.settings import KINDS_OF_SCANNER, NOTICE_WORDS, Command, Config, Icap, Lists, Programs, Rspamd
+from deliver.tables import convert
+from deliver.values import Problem
+from quarantine.store import KINDS
+
+_ADDRESS = re.compile(r"[!-?A-~]+@[!-?A-~]+")
+
+_LARGEST_CODE = 255  # of a program that exits (exit(3))
+
+LONGEST_DEADLINE = 900
+"""Seconds. Postfix kills a command after 1000 (command_time_limit) and bounces the message."""
+
+
+def across(config: Config) -> list[Problem]:
+    """What is wrong with keys that are right by themselves."""
+    problems = []
+    if config.deadline > LONGEST_DEADLINE:
+        problems.append(
+            Problem(("deadline",), "is at most 15 min: Postfix kills a command after 1000 s and bounces its message")
+        )
+    directory = config.quarantine.directory
+    if not re.fullmatch(r"(\{maildir\})?/.*[^/].*", directory) or ".." in directory.split("/"):
+        problems.append(Problem(("quarantine", "directory"), 'is an absolute path, or begins with "{maildir}/"'))
+    problems += _about_people(config)
+    problems += _about_attachments(config)
+    if config.domain_rules and not re.fullmatch(r"/.*\{domain\}.*", config.domain_rules):
+        problems.append(Problem(("domain-rules",), 'is an absolute path with the domain in it, "/dir/{domain}.toml"'))
+    problems += [
+        Problem(("user", "may-run"), f'[programs] has no "{name}"')
+        for name in config.user.may_run
+        if name not in config.programs
+    ]
+    if config.spam.trust_header and (config.spamd or any(isinstance(one, Rspamd) for one in config.scanners)):
+        problems.append(
+            Problem(("spam", "trust-header"), "counts for nothing where spamd or rspamd is configured", warning=True)
+        )
+    return problems
+
+
+def _about_attachments(config: Config) -> Iterator[Problem]:
+    """Patterns that are none, or that others write in another way."""
+    if config.attachments is None:
+        return
+    for pattern in config.attachments.forbidden:
+        if not pattern.strip():
+            yield Problem(("attachments", "forbidden"), 'expected patterns of file names such as "*.exe", not ""')
+        elif re.fullmatch(r"\.\w+", pattern):
+            words = f'"{pattern}" is a file of just this name; did you mean "*{pattern}"?'
+            yield Problem(("attachments", "forbidden"), words, warning=True)
+    for pattern in config.attachments.types:
+        if not re.fullmatch(r"[^\s/]+/[^\s/]+", pattern):
+            words = f'expected media types such as "application/java-archive" or "video/*", not "{pattern}"'
+            yield Problem(("attachments", "types"), words)
+
+
+def _about_people(config: Config) -> Iterator[Problem]:
+    """What is wrong with who gets notices, and how long held mail stays."""
+    notices = config.notices
+    if "admin" in notices.to and not _ADDRESS.fullmatch(notices.admin):
+        yield Problem(("notices", "admin"), 'expected an address such as "postmaster@example.org", since `to` names it')
+    if not _ADDRESS.fullmatch(notices.sender.replace("{domain}", "x")):
+        yield Problem(("notices", "from"), 'expected an address such as "postmaster@{domain}"')
+    for key in ("text", "html"):
+        if (path := getattr(notices, key)) and not path.startswith("/"):
+            yield Problem(("notices", key), f'expected the whole path of a template, not "{path}"')
+    try:
+        placeholders.check(notices.subject, NOTICE_WORDS)
+    except ValueError as error:
+        yield Problem(("notices", "subject"), str(error))
+    for key in ("quarantine_log", "mailstats"):
+        if (path := getattr(config.log, key)) and not path.startswith("/"):
+            yield Problem(("log", key.replace("_", "-")), f'expected the whole path of a file, not "{path}"')
+    for key in config.quarantine.keep_by:
+        kind, _, whose = key.rpartition(" ")
+        if not (key in KINDS or ((not kind or kind in KINDS) and re.fullmatch(r"[^\sA-Z]*[.@][^\sA-Z]*", whose))):
+            words = f'expected one of {", ".join(KINDS)}, a domain or address in small letters, or "virus example.org"'
+            yield Problem(("quarantine", "keep-by", key), f'{words}, not "{key}"')
+
+
+def programs(table: Any, problems: list[Problem]) -> Programs:
+    """The table [programs]; what is wrong goes to ``problems``."""
+    if not isinstance(table, dict):
+        problems.append(Problem(("programs",), "is a table: write [programs]"))
+        return Programs()
+    found = Programs()
+    for name, argv in table.items():
+        if not (isinstance(argv, list) and argv and all(isinstance(one, str) and "\0" not in one for one in argv)):
+            problems.append(Problem(("programs", name), 'expected a list, such as ["/usr/local/bin/ticket", "--new"]'))
+        elif not argv[0].startswith("/"):
+            problems.append(Problem(("programs", name), f'expected the whole path of the program, not "{argv[0]}"'))
+        else:
+            found[name] = tuple(argv)
+    return found
+
+
+def scanners(tables: Any, problems: list[Problem]) -> tuple[Command | Icap | Rspamd, ...]:
+    """The tables [[scanner]]; what is wrong goes to ``problems``."""
+    if not isinstance(tables, list):
+        problems.append(Problem(("scanner",), "is an array of tables: write [[scanner]]"))
+        return ()
+    found: list[Command | Icap | Rspamd] = []
+    for index, table in enumerate(tables):
+        path = ("scanner", index)
+        kind = KINDS_OF_SCANNER.get(str(table.get("kind"))) if isinstance(table, dict) else None
+        if kind is None:
+            words = f"expected a table with one of {', '.join(KINDS_OF_SCANNER)} as its kind"
+            problems.append(Problem((*path, "kind"), words))
+            continue
+        before = len(problems)
+        one = kind(**convert(kind, table, path, problems))
+        if len(problems) == before:
+            names = [each.name for each in found]
+            problems += [Problem((*path, key), words) for key, words in _about_scanner(one, names)]
+        found.append(one)
+    return tuple(found)
+
+
+def _about_scanner(one: Command | Icap | Rspamd, names: list[str]) -> Iterator[tuple[str, str]]:
+    """What is wrong with a scanner that its types do not tell: keys and words."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}", one.name):
+        yield "name", 'each scanner needs a name of letters, digits, "-", "_" and ".", such as "sophos"'
+    elif one.name in ("clamd", "spamd", "attachments", *names):
+        yield "name", f'another scanner has the name "{one.name}" already'
+    if isinstance(one, Icap) and not re.fullmatch(r"[!-~]{1,200}", one.service):
+        yield "service", 'expected the last part of its address: "avscan" of icap://host:1344/avscan'
+    if not isinstance(one, Command):
+        return
+    if not one.preset and not one.command:
+        yield "command", 'expected a list, such as ["/usr/local/bin/scan", "{file}"], or a `preset`'
+    if not one.preset and "clean" not in one.codes.values():
+        yield "codes", 'expected the exit codes that mean something, such as { "0" = "clean", "1" = "virus" }'
+    if any("\0" in part for part in one.command) or one.command[:1] == ("",):
+        yield "command", "expected a program and its arguments"
+    for code in one.codes:
+        if not re.fullmatch(r"[0-9]{1,3}", code) or int(code) > _LARGEST_CODE:
+            yield "codes", f'expected exit codes from "0" to "{_LARGEST_CODE}", got "{code}"'
+    if one.pattern:
+        import re2
+
+        options = re2.Options()
+        options.log_errors = False
+        try:
+            re2.compile(one.pattern, options)
+        except re2.error as error:
+            said = error.args[0] if error.args else error
+            yield "pattern", f"is refused: {said.decode() if isinstance(said, bytes) else said}"
+
+
+def lists(table: Any, problems: list[Problem]) -> Lists:
+    """The table [lists]; what is wrong goes to ``problems``."""
+    if not isinstance(table, dict):
+        problems.append(Problem(("lists",), "is a table: write [lists]"))
+        return Lists()
+    found = Lists()
+    for name, path in table.items():
+        if isinstance(path, str) and re.fullmatch(r"/[^\0]*[^\0/]|[A-Za-z0-9_][A-Za-z0-9_.-]*", path):
+            found[name] = path
+        else:
+            words = 'expected a whole path ("/etc/deliver/friends"), or a file name alone for one beside each Maildir'
+            problems.append(Problem(("lists", name), words))
+    return found
