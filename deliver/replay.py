@@ -277,7 +277,7 @@ class Replayer:
         said = family.toml("envelope")
         envelope = _envelope(settings, said, framing.sender, framing.delivered_to)
         message = Message(source, framing, envelope.return_path, wiring.forgeries(config))
-        mailbox = _ReadOnly(settings.maildir, said)
+        mailbox = _ReadOnly(settings.maildir, said, config.quota.limit)
         site = Site(
             config=config,
             scanners=_scanners(family, config, settings),
@@ -458,9 +458,10 @@ def _verdict(path: str, name: str, table: Any) -> Verdict:
 class _ReadOnly:
     """A mailbox that is looked at and left alone; ``said`` is what a family says of it."""
 
-    def __init__(self, path: str, said: dict[str, Any]) -> None:
+    def __init__(self, path: str, said: dict[str, Any], limit: str) -> None:
         self._path = path
         self._said = said
+        self._limit = limit
 
     def has_folder(self, name: str) -> bool:
         """Whether it is there, on disk or by what the family says."""
@@ -469,7 +470,7 @@ class _ReadOnly:
 
     def over_quota(self, sizes: list[tuple[str, int]]) -> str:
         """What the family says, else what maildirsize says."""
-        return str(self._said.get("full", "")) or (wiring.full(self._path, sizes) if self._path else "")
+        return str(self._said.get("full", "")) or (wiring.full(self._path, sizes, self._limit) if self._path else "")
 
     def may_grow(self) -> bool:
         """Whether a message may bring a folder's name."""

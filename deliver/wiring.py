@@ -344,13 +344,16 @@ def spool(maildir: str) -> int:
     return maildirs.spool(maildir)
 
 
-def full(maildir: str, sizes: list[tuple[str, int]]) -> str:
-    """What Mailbox.over_quota would say, for a Maildir that is only looked at; raises OSError."""
+def full(maildir: str, sizes: list[tuple[str, int]], limit: str) -> str:
+    """What Mailbox.over_quota would say, for a Maildir that is only looked at; raises OSError.
+
+    ``limit`` is [quota] limit. [quota] command is not asked.
+    """
     from deliver import quota
 
     fd = os.open(maildir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        usage = quota.assess(fd, None)
+        usage = quota.assess(fd, parse_limit(limit) if limit else None)
         counted = [size for folder, size in sizes if quota.counts(folder)]
         if usage is None or not counted or not usage.over(sum(counted), len(counted)):
             return ""

@@ -89,3 +89,17 @@ def test_replaying_a_maildir_changes_nothing(tmp_path: Path) -> None:
     assert [record["action"] for record in records] == ["bounce", "bounce"]
     assert "5.2.2" in records[0]["answer"]
     assert {path: path.stat().st_mtime_ns for path in maildir.rglob("*")} == before
+
+
+def test_a_replay_knows_the_sites_limit_and_its_name_for_the_owners_file(tmp_path: Path) -> None:
+    """As a delivery would, where no maildirsize says another limit."""
+    for part in ("tmp", "new", "cur"):
+        (tmp_path / "Maildir" / part).mkdir(parents=True)
+    (tmp_path / "Maildir" / "cur" / "1.a.h:2,S").write_bytes(b"x" * 900)
+    (tmp_path / "site.toml").write_text('user-rules = "filters.toml"\n[quota]\nlimit = "1000 B"\n')
+    (tmp_path / "filters.toml").write_text('[[rule]]\nfile = "Trash"\n[rule.when]\nsubject = "small"\n')
+    (tmp_path / "message").write_text("Subject: x\n\n" + "y" * 200)
+    (tmp_path / "other").write_text("Subject: small\n\n" + "y" * 200)
+    options = ["--config", str(tmp_path / "site.toml"), "--maildir", str(tmp_path / "Maildir"), "--json"]
+    found = [json.loads(run(*options, str(tmp_path / name)).stdout) for name in ("message", "other")]
+    assert [(one["exit"], one["folder"]) for one in found] == [(100, ""), (0, "Trash")]

@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from deliver import config
+from deliver import config, layers
 from deliver.errors import DeliverError
 from deliver.replay import Changes, Replayer, Result, Settings, has_expectation, messages_in
 from deliver.settings import Config
@@ -45,9 +45,10 @@ def replay(
     stands what would change against where the mail lies now.
     """
     files = list(messages_in(paths))
+    site = _config(config_path, plain, files)
     settings = Settings(
-        config=_config(config_path, plain, files),
-        user_file=user_rules or _beside(maildir),
+        config=site,
+        user_file=user_rules or _beside(maildir, site),
         maildir=maildir,
         sender=sender,
         recipient=recipient,
@@ -96,8 +97,8 @@ def _skipped(number: int) -> str:
     return f"; {number} without" if number else ""
 
 
-def _beside(maildir: str) -> str:
-    path = os.path.join(os.path.dirname(os.path.abspath(maildir)), "mailfilter.toml") if maildir else ""
+def _beside(maildir: str, site: Config) -> str:
+    path = layers.owners_file(site, os.path.abspath(maildir)) if maildir else ""
     return path if path and os.path.exists(path) else ""
 
 
