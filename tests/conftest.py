@@ -1,11 +1,16 @@
 """Fixtures that several tests use."""
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import report
 import servers
+
+# Started in the background by a shell, we ignore SIGINT (sh(1)), and so would every command that a test starts; and a
+# shell cannot undo that (POSIX, trap).
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

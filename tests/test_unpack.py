@@ -5,6 +5,7 @@ import os
 import struct
 import subprocess
 import sys
+import threading
 import zlib
 from pathlib import Path
 
@@ -253,11 +254,10 @@ def test_it_gives_up_its_rights_before_it_reads(tmp_path: Path) -> None:
 
 
 def test_nothing_is_left_of_the_child(tmp_path: Path) -> None:
-    before = set(os.listdir("/proc/self/fd"))
+    children = Path(f"/proc/self/task/{threading.get_native_id()}/children")  # proc(5)
+    before = set(os.listdir("/proc/self/fd")), children.read_text()
     look(packed.rar((b"x", b"y", False)))
-    assert set(os.listdir("/proc/self/fd")) == before
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
+    assert (set(os.listdir("/proc/self/fd")), children.read_text()) == before
 
 
 @pytest.mark.parametrize(
