@@ -1,17 +1,13 @@
 """`deliver expire`: old mail leaves the folders, as [expire] says."""
 
 import json
-import os
 import time
 
 import click
 
-from deliver import config, tree
 from deliver import expire as work
-from deliver.commands.adopt import bar
-from deliver.errors import DeliverError
+from deliver.commands import mailboxes
 from deliver.expire import CLASSES, Result, Tally
-from deliver.qmailfile import open_directory
 
 
 @click.command()
@@ -25,46 +21,31 @@ def expire(paths: tuple[str, ...], dry_run: bool, config_path: str, verbose: boo
 
     Ends with 1 if something could not be read or deleted.
     """
-    try:
-        settings = config.load(config.find(config_path, os.environ.get("DELIVER_CONFIG", "")))
-    except DeliverError as error:
-        raise click.ClickException(error.detail) from error
+    settings = mailboxes.site(config_path)
     if settings.expire is None:
         raise click.ClickException("the configuration has no [expire] table, so nothing is too old")
     now = time.time()
     total = dict.fromkeys(CLASSES, Tally())
-    mailboxes = spared = failures = 0
-    for path in map(os.path.realpath, paths):
-        try:
-            top = open_directory(path)
-        except OSError as error:
-            raise click.ClickException(f"{path}: {error.strerror}") from error
-        try:
-            found = [one for one in tree.walk(top) if one.kind in ("maildir", "failed")]
-            with bar(len(found), "expiring") as progress:
-                for one in found:
-                    shown = os.path.join(path, one.path) if one.path else path
-                    if one.kind == "failed":
-                        result = Result(shown, {}, one.why)
-                    else:
-                        result = work.expire(top, one.path, shown, settings, now, dry_run=dry_run)
-                        mailboxes += 1
-                    spared += result.spared
-                    failures += bool(result.why)
-                    for kind, tally in result.deleted.items():
-                        total[kind] = _sum(total[kind], tally)
-                    _say(result, verbose, as_json)
-                    progress.update(1)
-        finally:
-            os.close(top)
+    looked_at = spared = failures = 0
+    for top, one, shown in mailboxes.each(paths, "expiring"):
+        if one.kind == "failed":
+            result = Result(shown, {}, one.why)
+        else:
+            result = work.expire(top, one.path, shown, settings, now, dry_run=dry_run)
+            looked_at += 1
+        spared += result.spared
+        failures += bool(result.why)
+        for kind, tally in result.deleted.items():
+            total[kind] = _sum(total[kind], tally)
+        _say(result, verbose, as_json)
     summary = {kind: tally._asdict() for kind, tally in total.items()}
     if as_json:
-        numbers = {"mailboxes": mailboxes, "spared": spared, "failed": failures}
+        numbers = {"mailboxes": looked_at, "spared": spared, "failed": failures}
         click.echo(json.dumps({**numbers, "dry-run": dry_run, "deleted": summary}))
     else:
         words = ", ".join(f"{kind} {_words(tally)}" for kind, tally in total.items())
         would = "would be " if dry_run else ""
-        click.echo(f"{mailboxes} mailboxes, {spared} spared, {failures} failed; {would}deleted: {words}")
+        click.echo(f"{looked_at} mailboxes, {spared} spared, {failures} failed; {would}deleted: {words}")
     raise SystemExit(1 if failures else 0)
 
 

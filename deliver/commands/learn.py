@@ -1,18 +1,17 @@
 """`deliver learn`: what people moved into and out of the spam folder is told to spamd."""
 
+import contextlib
 import json
-import os
 import time
 from collections import Counter
 
 import click
 
-from deliver import config, tree, wiring
 from deliver import learn as work
-from deliver.commands.adopt import bar
+from deliver import wiring
+from deliver.commands import mailboxes
 from deliver.errors import DeliverError
 from deliver.learn import KINDS, Result, SpamdFails
-from deliver.qmailfile import open_directory
 
 
 @click.command()
@@ -26,44 +25,31 @@ def learn(paths: tuple[str, ...], dry_run: bool, config_path: str, verbose: bool
 
     Each message once, as [learn] says. Ends with 1 if something could not be read or told.
     """
+    settings = mailboxes.site(config_path)
     try:
-        settings = config.load(config.find(config_path, os.environ.get("DELIVER_CONFIG", "")))
         teach = wiring.teacher(settings)
     except DeliverError as error:
         raise click.ClickException(error.detail) from error
     now = time.time()
     total: Counter[str] = Counter()
     trouble = ""
-    for path in map(os.path.realpath, paths):
-        try:
-            top = open_directory(path)
-        except OSError as error:
-            raise click.ClickException(f"{path}: {error.strerror}") from error
-        try:
-            found = [one for one in tree.walk(top) if one.kind in ("maildir", "failed")]
-            with bar(len(found), "learning") as progress:
-                for one in found:
-                    shown = os.path.join(path, one.path) if one.path else path
-                    if one.kind == "failed":
-                        result = Result(shown, {}, why=one.why)
-                    else:
-                        total["mailboxes"] += 1
-                        try:
-                            result = work.learn(top, one.path, shown, settings, teach, now, dry_run=dry_run)
-                        except SpamdFails as error:
-                            result, trouble = error.result, str(error)
-                    total.update(result.told)
-                    for name in ("known", "large", "left", "spared"):
-                        total[name] += getattr(result, name)
-                    total["failed"] += bool(result.why)
-                    _say(result, verbose, as_json)
-                    progress.update(1)
-                    if trouble:
-                        break
-        finally:
-            os.close(top)
-        if trouble:
-            break
+    with contextlib.closing(mailboxes.each(paths, "learning")) as found:
+        for top, one, shown in found:
+            if one.kind == "failed":
+                result = Result(shown, {}, why=one.why)
+            else:
+                total["mailboxes"] += 1
+                try:
+                    result = work.learn(top, one.path, shown, settings, teach, now, dry_run=dry_run)
+                except SpamdFails as error:
+                    result, trouble = error.result, str(error)
+            total.update(result.told)
+            for name in ("known", "large", "left", "spared"):
+                total[name] += getattr(result, name)
+            total["failed"] += bool(result.why)
+            _say(result, verbose, as_json)
+            if trouble:
+                break
     _sum_up(total, dry_run, as_json)
     if trouble:
         raise click.ClickException(f"{trouble}; the rest comes with the next run")

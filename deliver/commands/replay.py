@@ -6,7 +6,8 @@ import sys
 
 import click
 
-from deliver import config, layers
+from deliver import layers
+from deliver.commands.mailboxes import site
 from deliver.errors import DeliverError
 from deliver.replay import Changes, Replayer, Result, Settings, has_expectation, messages_in
 from deliver.settings import Config
@@ -45,10 +46,10 @@ def replay(
     stands what would change against where the mail lies now.
     """
     files = list(messages_in(paths))
-    site = _config(config_path, plain, files)
+    settled = _config(config_path, plain, files)
     settings = Settings(
-        config=site,
-        user_file=user_rules or _beside(maildir, site),
+        config=settled,
+        user_file=user_rules or _beside(maildir, settled),
         maildir=maildir,
         sender=sender,
         recipient=recipient,
@@ -97,8 +98,8 @@ def _skipped(number: int) -> str:
     return f"; {number} without" if number else ""
 
 
-def _beside(maildir: str, site: Config) -> str:
-    path = layers.owners_file(site, os.path.abspath(maildir)) if maildir else ""
+def _beside(maildir: str, settled: Config) -> str:
+    path = layers.owners_file(settled, os.path.abspath(maildir)) if maildir else ""
     return path if path and os.path.exists(path) else ""
 
 
@@ -107,7 +108,4 @@ def _config(path: str, plain: bool, files: list[str]) -> Config:
     own = all(os.path.exists(f"{os.path.splitext(file)[0]}.rules.toml") for file in files)
     if plain or (own and not path and files):
         return Config()
-    try:
-        return config.load(config.find(path, os.environ.get("DELIVER_CONFIG", "")))
-    except DeliverError as error:
-        raise click.ClickException(error.detail) from error
+    return site(path)
