@@ -202,6 +202,18 @@ def test_a_list_lies_where_its_path_says_and_nowhere_else(path: str) -> None:
     assert [problem.path for problem in problems] == [("lists", "friends")]
 
 
+def test_a_list_of_the_site_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    """Mail would wait for it; one beside each Maildir may be missing."""
+    path = tmp_path / "site.toml"
+    path.write_text(f"[lists]\nfriends = '{tmp_path}/friends'\nown = 'friends.txt'\n")
+    done = check(path)
+    assert done.returncode == 1
+    assert f"{path}:2: friends: {tmp_path}/friends: there is no such file" in done.stdout
+    assert "1 error" in done.stderr
+    (tmp_path / "friends").write_text("a@b.example\n")
+    assert check(path).returncode == 0
+
+
 def test_rules_know_the_names_of_lists() -> None:
     text = "[lists]\nfriends = '/f'\n[[rule]]\nfile = 'X'\nwhen = { in = 'friends' }\n"
     found, problems = config.parse(text.encode(), "f")

@@ -9,12 +9,12 @@ from typing import Any
 
 import click
 
-from deliver import config, doctor
+from deliver import config, doctor, wiring
 from deliver.errors import DeliverError
 from deliver.notices import read_template
 from deliver.rules.doubts import doubts
 from deliver.settings import Config
-from deliver.values import Problem
+from deliver.values import Envelope, Problem
 
 
 @click.command()
@@ -73,7 +73,20 @@ def _site_problems(path: str) -> list[Problem]:
     except DeliverError as error:
         return [Problem((), error.detail)]
     settings = settings or Config()
-    return problems + _templates(settings) + _quarantine(path, settings)
+    return problems + _templates(settings) + _quarantine(path, settings) + _lists(settings)
+
+
+def _lists(settings: Config) -> list[Problem]:
+    """The site's own lists that cannot be read: mail that a rule asks them about would wait."""
+    problems = []
+    ask = wiring.outside(settings)(Envelope("", "", "/nonexistent/Maildir")).addresses
+    for name, path in settings.lists.items():
+        try:
+            if path.startswith("/"):
+                ask(name)
+        except DeliverError as error:
+            problems.append(Problem(("lists", name), error.detail.removeprefix(f"[lists] {name}: ")))
+    return problems
 
 
 def _quarantine(path: str, settings: Config) -> list[Problem]:
