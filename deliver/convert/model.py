@@ -25,22 +25,24 @@ class Converted(NamedTuple):
 class Reported(NamedTuple):
     """A line, or several that belong together, that no rule stands for: where it begins, itself, and why not.
 
-    A ``warning`` marks a line that has become a rule, though not quite the same one.
+    A ``warning`` marks a line that has become a rule, though not quite the same one. ``comments`` as in Converted.
     """
 
     line: int
     text: str
     reason: str
     warning: bool = False
+    comments: tuple[str, ...] = ()
 
 
 class Conversion(NamedTuple):
     """All of one file, in its order. ``settings`` are tables of the configuration: {"spam": {"folder": "Junk"}}.
 
-    ``comments`` are those after the last rule.
+    ``comments`` are those after the last rule, ``preface`` is what is to be said before the first.
     """
 
     rules: tuple[Converted, ...] = ()
     reported: tuple[Reported, ...] = ()
     settings: dict[str, dict[str, object]] = {}  # noqa: RUF012 # never changed
     comments: tuple[str, ...] = ()
+    preface: tuple[str, ...] = ()

@@ -15,13 +15,14 @@ def text(conversion: Conversion, source: str) -> str:
 
     ``source`` is the original's name, for the first line.
     """
-    blocks = [f"# Converted from {source}."]
+    blocks = [_comments([f"Converted from {source}.", *conversion.preface])]
     for name, table in conversion.settings.items():
         blocks.append("\n".join([f"[{_key(name)}]", *_pairs(table)]))
     pieces = [(rule.line, 1, _rule(rule.table, rule.comments)) for rule in conversion.rules]
     for one in conversion.reported:
         said = "almost the same" if one.warning else "not converted"
-        words = [f"line {one.line}, {said}: {one.reason}", *(f"    {line}" for line in one.text.splitlines())]
+        lines = (f"    {line}" for line in one.text.splitlines())
+        words = [*one.comments, f"line {one.line}, {said}: {one.reason}", *lines]
         pieces.append((one.line, 0, _comments(words)))
     blocks += [block for _, _, block in sorted(pieces, key=lambda piece: piece[:2])]
     if conversion.comments:

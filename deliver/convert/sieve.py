@@ -1,0 +1,358 @@
+"""Sieve scripts (RFC 5228 and its extensions) as rules of ours."""
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+from deliver.convert import sieve_source
+from deliver.convert.accepted import checked
+from deliver.convert.flow import Does, Flow, Statement
+from deliver.convert.formulas import FALSE, TRUE, Formula, Guard, all_of, any_of, excluded, literals, negated
+from deliver.convert.model import Conversion, Reported
+from deliver.convert.patterns import Untranslatable, sound
+from deliver.convert.sieve_source import Command
+from deliver.convert.sieve_tests import Scope, formula
+from deliver.rules.load import LONGEST_LINE
+from deliver.rules.model import is_inbox
+from deliver.values import INBOX
+
+PREFACE = (
+    'Each rule has sees = "all": Sieve knows no scanner, so its rules are asked about spam, too. Without that line a',
+    "rule leaves spam to the spam folder. What no rule places goes into the inbox, or as spam into that folder.",
+)
+
+_TAKING = frozenset("fileinto redirect discard reject ereject stop keep pipe".split())
+_IDLE = frozenset({"keep", "stop", "require"})
+"""Commands without which nothing is lost where no rule can stand for them."""
+
+_SYSTEM_FLAGS = {"\\seen": "seen", "\\flagged": "flagged", "\\answered": "answered", "\\draft": "draft"}
+
+
+def convert(text: str) -> Conversion:
+    """A script as rules. Raises Wrong where it is no Sieve."""
+    statements, comments = sieve_source.read(text)
+    script = _Script(expands=_expands(statements))
+    script.take(statements, ())
+    flow = Flow(script.statements)
+    rules, refused = checked(flow.rules)
+    reported = [*script.reported, *refused]
+    reported += [
+        Reported(one.line, one.source, "no message comes to it", warning=True) for one in script.of(flow.unreached)
+    ]
+    reported += [Reported(one.line, one.source, _BLURRED, warning=True) for one in script.of(flow.blurred)]
+    left = (*flow.comments, *script.left, *comments)
+    return Conversion(rules, tuple(sorted(reported)), comments=left, preface=PREFACE)
+
+
+_BLURRED = "flags and header lines are on every place of a message; the script has them only on what it stores later"
+
+
+def _expands(statements: Sequence[sieve_source.Statement]) -> bool:
+    """Whether the script asks for variables: without that, "${" is itself (RFC 5229 section 3)."""
+    return any(one.name == "require" and '"variables"' in one.words for one in statements)
+
+
+class _Made(NamedTuple):
+    """What an action does: one part of a Statement."""
+
+    does: Does
+    target: str = ""
+    table: dict[str, Any] = {}  # noqa: RUF012 # never changed
+
+
+# RFC 5229 section 4.1: those of the higher precedence first.
+_MODIFIERS: dict[str, Callable[[str], str]] = {
+    ":lower": str.lower,
+    ":upper": str.upper,
+    ":lowerfirst": lambda text: text[:1].lower() + text[1:],
+    ":upperfirst": lambda text: text[:1].upper() + text[1:],
+    ":quotewildcard": lambda text: re.sub(r"[*?\\]", r"\\\g<0>", text),
+    ":length": lambda text: str(len(text)),
+}
+
+
+class _Script:
+    """Reads statements one after the other, with the way that leads to each.
+
+    ``statements`` are what they do, ``reported`` what no rule stands for; ``left`` are comments that nothing followed.
+    """
+
+    def __init__(self, *, expands: bool) -> None:
+        self.statements: list[Statement] = []
+        self.reported: list[Reported] = []
+        self.left: list[str] = []
+        self._sources: dict[int, sieve_source.Statement] = {}
+        self._scope = Scope(expands)
+        self._stopped: list[Formula] = []
+        self._replies: list[Guard] = []
+
+    def of(self, statements: Iterable[Statement]) -> list[sieve_source.Statement]:
+        """Where they come from, each once."""
+        found: list[sieve_source.Statement] = []
+        for one in statements:
+            source = self._sources[id(one)]
+            if source not in found:
+                found.append(source)
+        return found
+
+    def take(self, statements: Sequence[sieve_source.Statement], guard: Guard) -> None:
+        """The statements of one block."""
+        otherwise: Formula | None = TRUE  # None: nobody knows when an else comes
+        for index, one in enumerate(statements):
+            follows = bool(statements[index + 1 :]) or bool(guard)
+            if one.name in {"if", "elsif", "else"}:
+                otherwise = self._branch(one, guard, TRUE if one.name == "if" else otherwise, follows=follows)
+                continue
+            self.left += one.comments
+            if one.name == "require":
+                continue
+            if one.block is not None:
+                self._report(one, f'there is no counterpart to a block of "{one.name}"', follows=follows)
+                continue
+            try:
+                self._action(one, sieve_source.command(one.words), guard)
+            except Untranslatable as error:
+                self._report(one, str(error), follows=follows)
+
+    def _branch(
+        self, one: sieve_source.Statement, guard: Guard, otherwise: Formula | None, *, follows: bool
+    ) -> Formula | None:
+        """One branch of an if; returns when the branches behind it are asked, None where nobody knows."""
+        self.left += one.comments
+        holds: Formula = TRUE
+        self._scope.warnings = []
+        if otherwise is None:
+            self._report(one, "it is asked only where the branches above it are not taken", follows=follows)
+            return None
+        if one.name != "else":
+            try:
+                holds = formula(sieve_source.test(one.words[len(one.name) :].strip()), self._scope)
+            except Untranslatable as error:
+                self._report(one, str(error), follows=follows)
+                return None
+        for words in self._scope.warnings:
+            self.reported.append(Reported(one.line, one.words, words, warning=True))
+        way = (*guard, *(part for part in literals((otherwise, holds)) if part not in literals(guard)))
+        known = dict(self._scope.variables)
+        self.take(one.block or (), way)
+        self.left += one.inner
+        changed = [name for name, value in self._scope.variables.items() if known.get(name) != value]
+        self._scope.variables = {**known, **dict.fromkeys(changed)}
+        return all_of([otherwise, negated(holds)])
+
+    def _report(self, one: sieve_source.Statement, reason: str, *, follows: bool) -> None:
+        inside = set(_names(one))
+        if follows and inside.intersection(_TAKING):
+            reason += "; the rules below are now asked about the mail that it took, too"
+        comments, self.left = tuple(self.left), []
+        self.reported.append(Reported(one.line, one.source, reason, comments=comments))
+        for name in _set_in(one):
+            self._scope.variables[name] = None
+
+    # --- actions ---------------------------------------------------------------------------------------------------
+
+    def _action(self, one: sieve_source.Statement, command: Command, guard: Guard) -> None:
+        """Raises Untranslatable."""
+        if command.name not in self._ACTIONS:
+            raise Untranslatable(f'there is no action for "{command.name}"')
+        self._scope.warnings = []
+        way = (*guard, *self._stopped)
+        made = self._ACTIONS[command.name](self, command, way)
+        comments = tuple(self.left) if made else ()
+        for statement in made:
+            entry = Statement(statement.does, way, one.line, statement.target, statement.table, comments)
+            comments = ()
+            self._sources[id(entry)] = one
+            self.statements.append(entry)
+        if made:
+            self.left = []
+        for words in self._scope.warnings:
+            self.reported.append(Reported(one.line, one.source, words, warning=True))
+        if command.name == "stop":
+            self._stopped.append(negated(all_of(guard)))
+
+    def _fileinto(self, command: Command, way: Guard) -> list[_Made]:
+        folder = _folder(self._scope.text(command.arguments["mailbox"]))
+        sound({"file": folder})
+        does = Does.COPY if ":copy" in command.tags else Does.STORE
+        return [*self._own_flags(command, way), _Made(does, folder)]
+
+    def _keep(self, command: Command, way: Guard) -> list[_Made]:
+        return [*self._own_flags(command, way), _Made(Does.STORE, INBOX)]
+
+    def _own_flags(self, command: Command, way: Guard) -> list[_Made]:
+        """The flags that are for this place alone, as far as no other place would get them."""
+        if ":flags" not in command.tags:
+            return []
+        if any(not excluded((*way, when)) for when in self._scope.flags.values()):
+            self._scope.warn(":flags stands in place of flags that were set before, and ours are only added")
+        try:
+            marks = _marks(self._scope.texts(command.tags[":flags"]))
+        except Untranslatable as error:
+            self._scope.warn(f"it has no flags: {error}")
+            return []
+        elsewhere = [one for one in self.statements if one.does in {Does.STORE, Does.COPY} and one.line]
+        if any(not excluded((*way, *one.guard)) for one in elsewhere):
+            self._scope.warn("the flags are on every place of the message, not on this one alone")
+        return [_Made(Does.ADD, table={"flag": marks})] if marks else []
+
+    def _redirect(self, command: Command, _way: Guard) -> list[_Made]:
+        address = self._scope.text(command.arguments["address"])
+        found = re.fullmatch(r"[^<>]*<([^<>]+)>\s*", address)
+        address = found[1].strip() if found else address.strip()
+        sound({"forward": address})
+        return [_Made(Does.COPY if ":copy" in command.tags else Does.SEND, address)]
+
+    def _discard(self, _command: Command, _way: Guard) -> list[_Made]:
+        return [_Made(Does.DROP)]
+
+    def _stop(self, _command: Command, _way: Guard) -> list[_Made]:
+        return [_Made(Does.STOP)]
+
+    def _reject(self, command: Command, way: Guard) -> list[_Made]:
+        reason = " ".join(self._scope.text(command.arguments["text"]).split())
+        text = reason.encode("ascii", "replace").decode()[:LONGEST_LINE].strip()
+        if re.match(r"[0-9]\.[0-9]{1,3}\.[0-9]{1,3}(?: |$)", text) and not text.startswith("5"):
+            raise Untranslatable("what goes back to a sender has a code that begins with 5")
+        if text != reason:
+            self._scope.warn(f"the answer to a sender is one line of ASCII, of {LONGEST_LINE} characters")
+        if any(one.does is not Does.STOP and not excluded((*way, *one.guard)) for one in self.statements):
+            self._scope.warn(
+                "Sieve gives up where a message is refused and stored as well; ours goes back all the same"
+            )
+        if text:
+            sound({"bounce": text})
+        return [_Made(Does.REFUSE, text)]
+
+    def _set_flag(self, command: Command, way: Guard) -> list[_Made]:
+        if "variable-name" in command.arguments:
+            raise Untranslatable("flags in a variable have no counterpart")
+        flags = [flag for text in self._scope.texts(command.arguments["list-of-flags"]) for flag in text.split()]
+        if command.name != "addflag" and any(not excluded((*way, when)) for when in self._scope.flags.values()):
+            self._scope.warn("flags are only added here; one that was set before is not taken away")
+        if command.name == "removeflag":
+            return []
+        marks = _marks(flags)
+        for flag in flags:
+            known = self._scope.flags.get(flag.lower(), FALSE)
+            self._scope.flags[flag.lower()] = any_of([known, all_of(way)])
+        return [_Made(Does.ADD, table={"flag": marks})] if marks else []
+
+    def _add_header(self, command: Command, _way: Guard) -> list[_Made]:
+        name = self._scope.text(command.arguments["name"])
+        table = {"add-header": {name: _plain(self._scope.text(command.arguments["value"]))}}
+        sound(table)
+        if ":last" in command.tags:
+            self._scope.warn("the line stands before the message, not behind its header")
+        self._scope.edited |= {name.lower()}
+        return [_Made(Does.ADD, table=table)]
+
+    def _delete_header(self, command: Command, _way: Guard) -> list[_Made]:
+        if {":index", ":last"}.intersection(command.tags) or "value" in command.arguments:
+            raise Untranslatable("all lines of a name are removed, not those of one value or place")
+        name = self._scope.text(command.arguments["name"])
+        sound({"remove-header": name})
+        self._scope.edited |= {name.lower()}
+        return [_Made(Does.ADD, table={"remove-header": name})]
+
+    def _vacation(self, command: Command, way: Guard) -> list[_Made]:
+        if ":mime" in command.tags:
+            raise Untranslatable("a reply is plain text; :mime has no counterpart")
+        if any(not excluded((*way, *other)) for other in self._replies):
+            raise Untranslatable("the first reply that is wanted is the one that goes out")
+        reply: dict[str, Any] = {}
+        if ":subject" in command.tags:
+            reply["subject"] = _plain(self._scope.text(command.tags[":subject"]))
+        reply["text"] = _plain(self._scope.text(command.arguments["reason"]))
+        if ":days" in command.tags or ":seconds" in command.tags:
+            reply["every"] = self._every(command)
+        if ":addresses" in command.tags:
+            reply["my-addresses"] = self._scope.texts(command.tags[":addresses"])
+        if ":from" in command.tags:
+            self._scope.warn("a reply comes from the address that the message was for; :from has no counterpart")
+        if ":handle" in command.tags:
+            self._scope.warn("who was answered is remembered for each text; :handle has no counterpart")
+        sound({"reply": reply})
+        self._replies.append(way)
+        return [_Made(Does.ADD, table={"reply": reply})]
+
+    def _every(self, command: Command) -> str:
+        seconds = command.tags.get(":seconds")
+        if seconds is not None:
+            if not 3600 <= int(seconds) <= 90 * 86400:
+                self._scope.warn("a sender is answered once in 1 h to 90 d")
+            return f"{min(max(int(seconds), 3600), 90 * 86400)} s"
+        days = min(max(int(command.tags[":days"]), 1), 90)
+        if days != int(command.tags[":days"]):
+            self._scope.warn("a sender is answered once in 1 h to 90 d")
+        return f"{days} d"
+
+    def _set(self, command: Command, _way: Guard) -> list[_Made]:
+        name = self._scope.text(command.arguments["name"]).lower()
+        value = self._scope.text(command.arguments["value"])
+        for tag in command.tags:
+            if tag not in _MODIFIERS:
+                raise Untranslatable(f"{tag} is not reckoned")
+        for tag in sorted(command.tags, key=list(_MODIFIERS).index):
+            value = _MODIFIERS[tag](value)
+        self._scope.variables[name] = value
+        return []
+
+    _ACTIONS: ClassVar[dict[str, "Callable[[_Script, Command, Guard], list[_Made]]"]] = {
+        "fileinto": _fileinto,
+        "keep": _keep,
+        "redirect": _redirect,
+        "discard": _discard,
+        "stop": _stop,
+        "reject": _reject,
+        "ereject": _reject,
+        "setflag": _set_flag,
+        "addflag": _set_flag,
+        "removeflag": _set_flag,
+        "addheader": _add_header,
+        "deleteheader": _delete_header,
+        "vacation": _vacation,
+        "set": _set,
+    }
+
+
+def _names(one: sieve_source.Statement) -> Iterable[str]:
+    yield one.name
+    for inner in one.block or ():
+        yield from _names(inner)
+
+
+def _set_in(one: sieve_source.Statement) -> Iterable[str]:
+    """Variables to which a statement, or one in its block, would give a value."""
+    if one.name == "set" and (found := re.search(r'"([A-Za-z_]\w*)"', one.words)):
+        yield found[1].lower()
+    for inner in one.block or ():
+        yield from _set_in(inner)
+
+
+def _folder(name: str) -> str:
+    """A folder of ours for a mailbox of an IMAP server, whose levels are parted by "." or "/"."""
+    if is_inbox(name):
+        return INBOX
+    levels = [level for level in re.split(r"[./]", name) if level]
+    if levels and is_inbox(levels[0]) and len(levels) > 1:
+        del levels[0]
+    return _plain(".".join(levels))
+
+
+def _plain(text: str) -> str:
+    """Text in which a brace is a brace, and begins no placeholder."""
+    return text.replace("{", "{{").replace("}", "}}")
+
+
+def _marks(flags: Sequence[str]) -> Any:
+    """The value of `flag` for IMAP flags; "" for none. Raises Untranslatable."""
+    marks = []
+    for flag in dict.fromkeys(one for text in flags for one in text.split()):
+        known = _SYSTEM_FLAGS.get(flag.lower())
+        if known is None and flag.startswith("\\"):
+            raise Untranslatable(f"there is no flag {flag}")
+        marks.append(known or (flag if flag.startswith("$") else f"keyword:{flag}"))
+    if marks:
+        sound({"flag": marks})
+    return "" if not marks else marks[0] if len(marks) == 1 else marks

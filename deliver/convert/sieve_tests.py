@@ -1,0 +1,358 @@
+"""Sieve's tests as conditions of our rules, which answer the same but for what docs/sieve-differences.md says."""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from deliver.convert import patterns, sieve_times
+from deliver.convert.formulas import FALSE, TRUE, Formula, Leaf, all_of, any_of, negated
+from deliver.convert.patterns import Untranslatable
+from deliver.convert.sieve_source import Command
+from deliver.convert.spam_lines import spam_line
+
+_ADDRESSES = frozenset({"from", "to", "cc", "reply-to"})
+_ENVELOPE = {"from": "sender", "to": "recipient"}
+_MATCHES = ("is", "contains", "matches", "regex", "count", "value")
+_SIGNS = sieve_times.SIGNS
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_.]*|[0-9]+)\}")
+
+
+@dataclass
+class Scope:
+    """What is known at one place of a script.
+
+    ``variables`` have their values, None where only a message gives them; without ``expands`` (`require "variables"`)
+    a "${" is itself. ``flags`` are those set so far, each with the way that led there. ``edited`` are header fields
+    that the script has changed. ``warnings`` are collected: what has become nearly the same.
+    """
+
+    expands: bool
+    variables: dict[str, str | None] = field(default_factory=dict)
+    flags: dict[str, Formula] = field(default_factory=dict)
+    edited: frozenset[str] = frozenset()
+    warnings: list[str] = field(default_factory=list)
+
+    def text(self, raw: str) -> str:
+        """The string with its variables (RFC 5229 section 3). Raises Untranslatable."""
+
+        def value(found: re.Match[str]) -> str:
+            name = found[1].lower()
+            known = self.variables.get(name, None if name.isdigit() or "." in name else "")
+            if known is None:
+                raise Untranslatable(f"what {found[0]} is depends on the message")
+            return known
+
+        if not self.expands:
+            return raw
+        if re.search(r"\$\{(?:hex|unicode):", raw, re.IGNORECASE):
+            raise Untranslatable("encoded characters (RFC 5228 section 2.4.2.4) are not read")
+        return _VARIABLE.sub(value, raw)
+
+    def texts(self, raw: Any) -> list[str]:
+        """A string or a list of them."""
+        return [self.text(one) for one in (raw if isinstance(raw, list) else [raw])]
+
+    def warn(self, words: str) -> None:
+        """Something is nearly the same."""
+        if words not in self.warnings:
+            self.warnings.append(words)
+
+
+def formula(test: Command, scope: Scope) -> Formula:
+    """The conditions that stand for a test. Raises Untranslatable."""
+    if test.name not in _TESTS:
+        raise Untranslatable(f'there is no condition for the test "{test.name}"')
+    return _TESTS[test.name](test, scope)
+
+
+def _sound(leaf: Formula) -> Formula:
+    """The formula; raises Untranslatable where our loader does not take its condition."""
+    if isinstance(leaf, Leaf):
+        patterns.sound({"flag": "seen", "sees": "all", "when": {leaf.key: leaf.value}})
+    return leaf
+
+
+# --- what a text must be -----------------------------------------------------------------------------------------
+
+
+def _match(test: Command) -> str:
+    return next((one for one in _MATCHES if f":{one}" in test.tags), "is")
+
+
+def _texts(test: Command, keys: Sequence[str], *, whole: bool = False) -> Any:
+    """The value of a text condition for the keys: one, or an array of which any will do. Raises Untranslatable."""
+    kind, comparator = _match(test), test.tags.get(":comparator", "i;ascii-casemap")
+    if comparator == "i;ascii-numeric":
+        sign = "eq" if kind == "is" else test.tags.get(":value")
+        if kind not in {"is", "value"} or sign is None:
+            raise Untranslatable(f"i;ascii-numeric does not go with :{kind}")
+        numbers = [patterns.number(key) for key in keys]
+        return patterns.one_or_all([{"regex": patterns.number_as_regex(str(sign), one)} for one in numbers])
+    if kind in {"value", "count"}:
+        raise Untranslatable(f"there is no condition for :{kind} of texts")
+    if comparator not in {"i;ascii-casemap", "i;octet", "i;unicode-casemap"}:
+        raise Untranslatable(f"the comparator {comparator} has no counterpart")
+    if comparator == "i;octet":
+        return patterns.one_or_all([_cased(kind, key) for key in keys])
+    ways: dict[str, Callable[[str], Any]] = {
+        "is": lambda key: patterns.just(key, whole=whole),
+        "contains": patterns.containing,
+        "matches": _glob,
+        "regex": lambda key: {"regex": patterns.from_posix(key)},
+    }
+    return patterns.one_or_all([ways[kind](key) for key in keys])
+
+
+def _cased(kind: str, key: str) -> Any:
+    word = patterns.literal(key)
+    if kind == "contains" and not key:
+        return "*"
+    ways: dict[str, Callable[[], str]] = {
+        "is": lambda: f"^{word}$",
+        "contains": lambda: word,
+        "matches": lambda: patterns.glob_as_regex(key),
+        "regex": lambda: patterns.from_posix(key),
+    }
+    return {"regex": patterns.cased(ways[kind]())}
+
+
+def _glob(key: str) -> Any:
+    """A key of :matches: our globs are the same, but for a backslash at the end, which is itself in Sieve."""
+    ends = len(key) - len(key.rstrip("\\"))
+    glob = key + "\\" if ends % 2 else key
+    return glob if re.search(r"[*?]", re.sub(r"\\.", "", glob)) else {"matches": glob}
+
+
+# --- header, address, envelope -----------------------------------------------------------------------------------
+
+
+def _names(test: Command, scope: Scope) -> list[str]:
+    names = scope.texts(test.arguments["header-names"])
+    if ":index" in test.tags or ":last" in test.tags:
+        raise Untranslatable("all header fields of a name are looked at; :index and :last have no counterpart")
+    for name in names:
+        if name.lower() in scope.edited:
+            raise Untranslatable(f"the script changes {name} before it looks at it, and our rules look at what came")
+    return names
+
+
+def _count(test: Command, keys: Sequence[str], scope: Scope) -> list[str]:
+    if test.tags.get(":comparator") != "i;ascii-numeric":
+        scope.warn('counts are compared as numbers; as text, without i;ascii-numeric, "10" comes before "5"')
+    sign = str(test.tags[":count"])
+    if sign not in _SIGNS:
+        raise Untranslatable(f"there is no comparison {sign}")
+    return [f"{_SIGNS[sign]} {patterns.number(key)}" for key in keys]
+
+
+def _header(test: Command, scope: Scope) -> Formula:
+    names, keys = _names(test, scope), scope.texts(test.arguments["key-list"])
+    if ":count" in test.tags:
+        if len(names) > 1:
+            raise Untranslatable("the fields of several names are not counted together")
+        return _sound(Leaf("header-count", {names[0]: patterns.one_or_all(_count(test, keys, scope))}))
+    return any_of(part for name in names for part in _field(name, test, keys, scope))
+
+
+def _field(name: str, test: Command, keys: Sequence[str], scope: Scope) -> Iterator[Formula]:
+    lower = name.lower()
+    value = _texts(test, keys, whole=lower == "subject")
+    yield _sound(Leaf(lower, value) if lower in {"subject", "message-id"} else Leaf("header", {name: value}))
+    if lower.startswith("x-spam-"):
+        yield from spam_line(lower, _match(test), keys, scope.warn)
+
+
+def _exists(test: Command, scope: Scope) -> Formula:
+    return all_of(_sound(Leaf("header", {name: "*"})) for name in _names(test, scope))
+
+
+def _part(test: Command) -> str:
+    return next((one for one in ("localpart", "domain", "user", "detail") if f":{one}" in test.tags), "all")
+
+
+def _address(test: Command, scope: Scope) -> Formula:
+    names, keys = _names(test, scope), scope.texts(test.arguments["key-list"])
+    if ":count" in test.tags:
+        if {name.lower() for name in names} != {"to", "cc"}:
+            raise Untranslatable("only the addresses of To and Cc together are counted")
+        return _sound(Leaf("recipients", patterns.one_or_all(_count(test, keys, scope))))
+    value = _of_part(test, keys, scope)
+    return any_of(_sound(_addresses_in(name, value, test, keys, scope)) for name in names)
+
+
+def _addresses_in(name: str, value: Any, test: Command, keys: Sequence[str], scope: Scope) -> Formula:
+    if name.lower() in _ADDRESSES:
+        return Leaf(name.lower(), value)
+    if _match(test) not in {"is", "contains"} or ":comparator" in test.tags:
+        raise Untranslatable(f"the addresses in {name} are not looked at one by one; a `header` condition may do")
+    scope.warn(f"{name} is looked at as text, with its display names, not address by address")
+    around = {
+        "all": ("(?:^|[\\s<,:;])", "(?:$|[\\s>,;(])"),
+        "localpart": ("(?:^|[\\s<,:;])", "@"),
+        "domain": ("@", "(?:$|[\\s>,;(])"),
+    }
+    part = _part(test)
+    if part not in around:
+        raise Untranslatable(f"the addresses in {name} are not parted into user and detail")
+    before, behind = around[part]
+    if _match(test) == "contains":
+        before, behind = {"all": ("", ""), "localpart": ("", "[^\\s@]*@"), "domain": ("@[^\\s@]*", "")}[part]
+    made = [{"regex": f"{before}{patterns.literal(key)}{behind}"} if key else "*" for key in keys]
+    return Leaf("header", {name: patterns.one_or_all(made)})
+
+
+def _of_part(test: Command, keys: Sequence[str], scope: Scope) -> Any:
+    """The value of an address condition. Raises Untranslatable."""
+    part = _part(test)
+    if part == "all":
+        return _texts(test, keys)
+    if part == "localpart":
+        return _local_part(test, keys)
+    if part in {"user", "detail"}:
+        scope.warn('the detail of an address stands behind the first "+" or "-", in Dovecot behind "+" alone')
+    return {part: _texts(test, keys)}
+
+
+def _local_part(test: Command, keys: Sequence[str]) -> Any:
+    kind = _match(test)
+    if kind == "regex" or ":comparator" in test.tags:
+        if any("$" in key[:-1].replace("\\$", "") or "|" in key for key in keys):
+            raise Untranslatable("this pattern for the part before the @ has no counterpart")
+        cased = patterns.cased if test.tags.get(":comparator") == "i;octet" else str
+        if kind != "regex":
+            words = [patterns.literal(key) for key in keys]
+            made = [f"^{word}@" if kind == "is" else f"{word}.*@" for word in words]
+        else:
+            made = [
+                f"{patterns.from_posix(key[:-1])}@" if key.endswith("$") else f"{patterns.from_posix(key)}.*@"
+                for key in keys
+            ]
+        return patterns.one_or_all([{"regex": cased(one)} for one in made])
+    globs: dict[str, Callable[[str], str]] = {"is": patterns.glob, "contains": patterns.containing, "matches": str}
+    if kind not in globs:
+        raise Untranslatable(f"there is no condition for :{kind} of the part before the @")
+    return patterns.one_or_all([f"{globs[kind](key)}@*" for key in keys])
+
+
+def _envelope(test: Command, scope: Scope) -> Formula:
+    names, keys = scope.texts(test.arguments["header-names"]), scope.texts(test.arguments["key-list"])
+    if unknown := [name for name in names if name.lower() not in _ENVELOPE]:
+        raise Untranslatable(f'the envelope has no "{unknown[0]}" here; there are from and to')
+    if ":count" in test.tags:
+        raise Untranslatable("an envelope is not counted")
+    value = _of_part(test, keys, scope)
+    return any_of(_sound(Leaf(_ENVELOPE[name.lower()], value)) for name in names)
+
+
+# --- size, body, time --------------------------------------------------------------------------------------------
+
+
+def _size(test: Command, _scope: Scope) -> Formula:
+    return Leaf("size", f"{'>' if ':over' in test.tags else '<'} {patterns.in_units(test.arguments['limit'])}")
+
+
+def _body(test: Command, scope: Scope) -> Formula:
+    keys = scope.texts(test.arguments["key-list"])
+    if _match(test) == "is":
+        raise Untranslatable("a body that is just one text is not asked for; :contains is")
+    if ":raw" in test.tags:
+        scope.warn("the body is looked at as decoded text, not as it was sent")
+    if ":content" in test.tags:
+        kinds = scope.texts(test.tags[":content"])
+        if any(kind.lower().partition("/")[0] != "text" for kind in kinds):
+            raise Untranslatable(f"only the text of a message is looked at, not its {', '.join(kinds) or 'parts'}")
+        if kinds != ["text"]:
+            scope.warn("all text of a message is looked at, plain and HTML")
+    return _sound(Leaf("body", _texts(test, keys, whole=True)))
+
+
+def _date(test: Command, scope: Scope) -> Formula:
+    name = scope.text(test.arguments["header-name"]).lower()
+    if name not in {"date", "received"} or ":index" in test.tags or ":last" in test.tags:
+        raise Untranslatable("only the Date field and the top Received field are read as times")
+    if name == "date":
+        return _moment(test, scope, {})
+    return all_of([Leaf("header", {"Received": "*"}), _moment(test, scope, {"of": "arrival"})])
+
+
+def _moment(test: Command, scope: Scope, said: dict[str, Any]) -> Formula:
+    if ":originalzone" in test.tags:
+        raise Untranslatable("the sender's own time zone is not asked for")
+    if ":zone" in test.tags:
+        said = {**said, "zone": sieve_times.zone(scope.text(test.tags[":zone"]))}
+    kind = _match(test)
+    if kind not in {"is", "value"}:
+        raise Untranslatable(f"there is no condition for :{kind} of a time")
+    sign = "eq" if kind == "is" else str(test.tags[":value"])
+    part, keys = scope.text(test.arguments["date-part"]).lower(), scope.texts(test.arguments["key-list"])
+    if sign == "ne":
+        # A message without a date has none that differs either.
+        return all_of([sieve_times.any_date(said), negated(sieve_times.moment(part, "eq", keys, said))])
+    return _sound(sieve_times.moment(part, sign, keys, said))
+
+
+# --- what came before, and what scanners say ---------------------------------------------------------------------
+
+
+def _duplicate(test: Command, scope: Scope) -> Formula:
+    if {":handle", ":uniqueid"}.intersection(test.tags):
+        raise Untranslatable("copies are known by their Message-ID alone; :handle and :uniqueid have no counterpart")
+    if scope.text(test.tags.get(":header", "message-id")).lower() != "message-id":
+        raise Untranslatable("copies are known by their Message-ID alone")
+    if ":last" not in test.tags:
+        scope.warn("each copy begins the time anew, as with :last")
+    # Pigeonhole's sieve_duplicate_default_period.
+    return _sound(Leaf("duplicate", f"{test.tags[':seconds']} s" if ":seconds" in test.tags else "12 h"))
+
+
+def _spam(test: Command, scope: Scope) -> Formula:
+    value = patterns.number(scope.text(test.arguments["value"]))
+    sign = "eq" if _match(test) == "is" else str(test.tags.get(":value", ""))
+    if test.tags.get(":comparator", "i;ascii-casemap") == "i;octet" or sign not in {"ge", "gt"}:
+        raise Untranslatable("only spamtest :value with ge or gt has a counterpart: `spam`, `score`")
+    if sign == "ge" and value <= 1:
+        raise Untranslatable("spamtest's 0 and 1, not tested and not spam, have no counterpart")
+    scope.warn(
+        f"the server scales its points to 0 to {'100' if ':percent' in test.tags else '10'}; "
+        "`spam = true` is what the scanner takes for spam, write `score` for more or less"
+    )
+    return Leaf("spam", True)
+
+
+def _virus(test: Command, scope: Scope) -> Formula:
+    value = patterns.number(scope.text(test.arguments["value"]))
+    sign = "eq" if _match(test) == "is" else str(test.tags.get(":value", ""))
+    # RFC 5235 section 3.1: 4 may be a virus, 5 is one.
+    if (sign, value) not in {("eq", 5), ("ge", 4), ("ge", 5), ("gt", 3), ("gt", 4), ("eq", 4)}:
+        raise Untranslatable("only a virustest for 4 or 5, a virus, has a counterpart")
+    scope.warn('rules see a virus only where the site says `[clamd] on-virus = "mark"`')
+    return Leaf("virus", True)
+
+
+def _has_flag(test: Command, scope: Scope) -> Formula:
+    if "variable-list" in test.arguments or ":count" in test.tags or _match(test) != "is":
+        raise Untranslatable("only hasflag :is of the message's own flags has a counterpart")
+    flags = [flag for text in scope.texts(test.arguments["list-of-flags"]) for flag in text.split()]
+    return any_of(scope.flags.get(flag.lower(), FALSE) for flag in flags)
+
+
+_TESTS: dict[str, Callable[[Command, Scope], Formula]] = {
+    "true": lambda _test, _scope: TRUE,
+    "false": lambda _test, _scope: FALSE,
+    "not": lambda test, scope: negated(formula(test.tests[0], scope)),
+    "allof": lambda test, scope: all_of(formula(one, scope) for one in test.tests),
+    "anyof": lambda test, scope: any_of(formula(one, scope) for one in test.tests),
+    "header": _header,
+    "address": _address,
+    "envelope": _envelope,
+    "exists": _exists,
+    "size": _size,
+    "body": _body,
+    "date": _date,
+    "currentdate": lambda test, scope: _moment(test, scope, {"of": "arrival"}),
+    "duplicate": _duplicate,
+    "spamtest": _spam,
+    "virustest": _virus,
+    "hasflag": _has_flag,
+}
