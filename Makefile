@@ -161,16 +161,18 @@ install: python
 		chmod 755 '$(PREFIX)/bin/'.$$command.new
 		mv -f '$(PREFIX)/bin/'.$$command.new '$(PREFIX)/bin/'$$command # at once: mail may be arriving
 	done
-	for file in mailfilter.example.toml $(wildcard docs/*.1 docs/*.5); do
-		[ -e $$file ] || continue
+	for file in mailfilter.example.toml README.md CHANGELOG.md $(wildcard docs/*.1 docs/*.5 docs/*.md docs/service/*); do
 		case $$file in
 		*.[15]) to='$(PREFIX)/share/man/man'$${file##*.} ;;
+		docs/service/*) to='$(PREFIX)/share/doc/deliver/docs/service' ;;
+		docs/*) to='$(PREFIX)/share/doc/deliver/docs' ;;
+		*.md) to='$(PREFIX)/share/doc/deliver' ;;
 		*) to='$(PREFIX)/share/deliver' ;;
 		esac
 		echo "install: $$to/$${file##*/}"
 		mkdir -p "$$to"
 		cp -f $$file "$$to/"
-		chmod 644 "$$to/$${file##*/}"
+		chmod u=rwX,go=rX "$$to/$${file##*/}"
 	done
 
 .PHONY: lock

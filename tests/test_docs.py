@@ -17,11 +17,12 @@ from deliver.errors import Deferred
 from deliver.rules import conditions, matching
 from deliver.rules import load as rule_files
 from deliver.settings import TABLES, Config, Table
+from quarantine.commands import cli as quarantine
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 DOCS = CHECKOUT / "docs"
 PAGES = [CHECKOUT / "README.md", *sorted(DOCS.glob("*.md"))]
-MANUALS = [DOCS / "deliver.1", DOCS / "mailfilter.toml.5"]
+MANUALS = [DOCS / "deliver.1", DOCS / "mailfilter.toml.5", DOCS / "quarantine.1"]
 
 TABLES: dict[str, type[Table]] = {"": Config, **TABLES}
 TOP_LEVEL = ("maildir", "user-rules", "domain-rules", "deadline")
@@ -143,6 +144,16 @@ def test_every_command_and_its_options_are_in_the_manual_page(name: str) -> None
     mine = [part for part in section if re.match(rf"{name}\b", part)]
     assert len(mine) == 1
     options = {option for one in cli.commands[name].params for option in (*one.opts, *one.secondary_opts)}
+    for option in sorted(option for option in options if option.startswith("--")):
+        assert re.search(rf"^\.It .*{option}\b", mine[0], re.MULTILINE), option
+
+
+@pytest.mark.parametrize("name", sorted(quarantine.commands))
+def test_every_command_of_the_quarantine_is_in_its_manual_page(name: str) -> None:
+    section = re.split(r"^\.It Cm (?=[a-z])", flat(MANUALS[2]), flags=re.MULTILINE)
+    mine = [part for part in section if re.match(rf"{name}\b", part)]
+    assert len(mine) == 1
+    options = {option for one in quarantine.commands[name].params for option in (*one.opts, *one.secondary_opts)}
     for option in sorted(option for option in options if option.startswith("--")):
         assert re.search(rf"^\.It .*{option}\b", mine[0], re.MULTILINE), option
 

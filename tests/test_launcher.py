@@ -320,3 +320,26 @@ def test_installing_again(installed: Path) -> None:
     make_install(installed)
     assert run(installed / "bin" / "deliver", *NOWHERE, cwd="/") == NOT_CONFIGURED
     assert sorted(path.name for path in (installed / "bin").iterdir()) == ["deliver", "quarantine"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [((), b"Commands:"), (("chek",), b"No such command 'chek'"), (("--hepl",), b"No such option"),],
+)
+def test_a_slip_at_a_terminal_is_answered_at_once(installed: Path, arguments: Sequence[str], words: bytes) -> None:
+    """Nobody's message comes from a terminal; the command must not wait there for one."""
+    ours, theirs = os.openpty()
+    try:
+        done = subprocess.run(
+            [installed / "bin" / "deliver", *arguments],
+            stdin=theirs,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=60,
+            check=False,
+        )
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert done.returncode == 75
+    assert words in done.stdout
