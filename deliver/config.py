@@ -121,12 +121,16 @@ def personal(path: str, config: Config, uid: int, domain: bool = False) -> Perso
         return Personal(error=f"cannot be read: {error.strerror}")
     finally:
         os.close(fd)
-    own, problems = parse_personal(text, os.path.basename(path), config, domain)
+    return as_applied(*parse_personal(text, os.path.basename(path), config, domain))
+
+
+def as_applied(own: Personal, problems: list[Problem]) -> Personal:
+    """What a delivery takes from a file that was parsed: all of it, or where it has errors the first of them alone."""
     errors = [problem for problem in problems if not problem.warning]
-    if errors:
-        more = f" (and {len(errors) - 1} more)" if errors[1:] else ""
-        return Personal(error=f"{where(errors[0])}{errors[0].text}{more}")
-    return own
+    if not errors:
+        return own
+    more = f" (and {len(errors) - 1} more)" if errors[1:] else ""
+    return Personal(error=f"{where(errors[0])}{errors[0].text}{more}")
 
 
 def distrust(state: os.stat_result, uid: int) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from deliver.rules import placeholders
-from deliver.settings import KINDS_OF_SCANNER, NOTICE_WORDS, Command, Config, Icap, Lists, Programs, Rspamd
+from deliver.settings import KINDS_OF_SCANNER, NOTICE_WORDS, Command, Config, Icap, Lists, Programs, Rspamd, Spam
 from deliver.tables import convert
 from deliver.values import Problem
 from quarantine.store import KINDS
@@ -41,7 +41,20 @@ def across(config: Config) -> list[Problem]:
         problems.append(
             Problem(("spam", "trust-header"), "counts for nothing where spamd or rspamd is configured", warning=True)
         )
+    problems += _about_points(config)
     return problems
+
+
+def _about_points(config: Config) -> Iterator[Problem]:
+    """Each scanner has points of its own: SpamAssassin says spam from 5 on, rspamd rejects from 15 on."""
+    unset = config.spam.delete_above == Spam().delete_above
+    for index, one in enumerate(config.scanners):
+        if isinstance(one, Rspamd) and unset:
+            words = (
+                f"[spam] delete-above is {config.spam.delete_above:g}, which was chosen for SpamAssassin: mail is "
+                "deleted that rspamd would only mark; write at least rspamd's `reject` (15 by default)"
+            )
+            yield Problem(("scanner", index), words, warning=True)
 
 
 def _about_attachments(config: Config) -> Iterator[Problem]:

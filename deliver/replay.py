@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 from deliver import exits, layers, wiring
 from deliver.actions import summary
-from deliver.config import load, parse_personal, where
+from deliver.config import as_applied, load, parse_personal, personal
 from deliver.envelope import extension_of
 from deliver.errors import DeliverError, NotConfigured, Refused
 from deliver.message import Message, Source, read_framing
@@ -47,7 +47,11 @@ _NOT_RECEIVED = frozenset(
 
 
 class Settings(NamedTuple):
-    """What a replay is run with. ``recipient`` and ``sender`` stand in where the message does not say."""
+    """What a replay is run with. ``recipient`` and ``sender`` stand in where the message does not say.
+
+    ``user_file`` and ``domain_file`` count whoever may write them; without the one the owner's file is the one beside
+    ``maildir``, without the other the domain's is where the site has it.
+    """
 
     config: Config
     user_file: str = ""
@@ -226,9 +230,13 @@ async def replay(path: str, settings: Settings) -> Result:
 
 
 class Replayer:
-    """Replays messages with the same settings; the owner's file is read once for all."""
+    """Replays messages with the same settings; the owner's file is read once for all.
+
+    ``unused`` are the files of owners and domains that deliveries would not use, by their paths, with the reason.
+    """
 
     def __init__(self, settings: Settings) -> None:
+        self.unused: dict[str, str] = {}
         self._settings = settings
         self._read: dict[tuple[str, Spam, Attachments | None, bool], Personal] = {}
         self._outside = wiring.outside(settings.config)  # with the site's lists, which are read once for all
@@ -281,7 +289,7 @@ class Replayer:
         site = Site(
             config=config,
             scanners=_scanners(family, config, settings),
-            personal=lambda envelope: self._personal(family, config, envelope),
+            personal=lambda envelope: self._personal(family, config, envelope, steps),
             mailbox=lambda _envelope: mailbox,
             quarantine=_nothing,
             injector=_nothing,
@@ -307,27 +315,51 @@ class Replayer:
 
         return result._replace(wrong=tuple(_differences(result, family.toml("expect"), stored)))
 
-    def _personal(self, family: Family, config: Config, envelope: Envelope) -> Personal:
+    def _personal(self, family: Family, config: Config, envelope: Envelope, steps: list[Step]) -> Personal:
         settings = self._settings
-        domain = family.paths.get("domain", settings.domain_file) or layers.domain_file(config, envelope.recipient)
-        owner = family.paths.get("user", settings.user_file)
-        return layers.together(config, layers.stacked(config, [("domain", domain), ("owner", owner)], self._file))
+        maildir = settings.maildir and os.path.abspath(settings.maildir)
+        named = {
+            "domain": family.paths.get("domain", settings.domain_file),
+            "owner": family.paths.get("user", settings.user_file),
+        }
+        files = [
+            ("domain", named["domain"] or layers.domain_file(config, envelope.recipient)),
+            ("owner", named["owner"] or (layers.owners_file(config, maildir) if maildir else "")),
+        ]
 
-    def _file(self, path: str, config: Config, _uid: int, domain: bool) -> Personal:
-        """The file as it is; who may write it is not asked here."""
-        name = (path, config.spam, config.attachments, domain)
-        if name not in self._read:
-            self._read[name] = _personal(path, config, domain)
-        return self._read[name]
+        def read(path: str, config: Config, uid: int, domain: bool) -> Personal:
+            name = (path, config.spam, config.attachments, domain)
+            if name not in self._read:
+                given = path in named.values()
+                self._read[name] = _as_given(path, config, domain) if given else personal(path, config, uid, domain)
+            return self._read[name]
+
+        found = layers.stacked(config, files, read, _owner_of(maildir))
+        unused = {one.path: Step(one.whose, layers.together(config, [one]).error) for one in found if one.says.error}
+        steps[:0] = unused.values()
+        self.unused.update((path, step.text) for path, step in unused.items())
+        return layers.together(config, found)
 
 
-def _personal(path: str, config: Config, domain: bool) -> Personal:
-    if domain and not os.path.exists(path):
-        return Personal()
-    with open(path, "rb") as file:
-        own, problems = parse_personal(file.read(), os.path.basename(path), config, domain)
-    errors = [problem for problem in problems if not problem.warning]
-    return Personal(error=f"{where(errors[0])}{errors[0].text}") if errors else own
+def _as_given(path: str, config: Config, domain: bool) -> Personal:
+    """A file that was named; whoever names it may want to try it before it lies where it counts.
+
+    Raises NotConfigured where it cannot be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            text = file.read()
+    except OSError as error:
+        raise NotConfigured(f"{path}: {error.strerror}") from error
+    return as_applied(*parse_personal(text, os.path.basename(path), config, domain))
+
+
+def _owner_of(maildir: str) -> int:
+    """The user as whom a delivery would run."""
+    try:
+        return os.stat(maildir).st_uid
+    except OSError:
+        return os.geteuid()
 
 
 def tests_of(document: dict[str, Any]) -> Iterator[tuple[int, int, dict[str, Any]]]:

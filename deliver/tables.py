@@ -2,7 +2,7 @@
 
 import math
 import re
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin
 
 import msgspec
 
@@ -36,7 +36,8 @@ def convert(
             hint = f'; did you mean "{near[0]}"?' if near else ""
             place = f"[{path[0]}]" if path else "the configuration"
             place = f"[{place}]" if len(path) > 1 else place
-            problems.append(Problem((*path, key), f"{place} has no key of this name{hint}"))
+            what = "table" if isinstance(value, dict) else "key"
+            problems.append(Problem((*path, key), f"{place} has no {what} of this name{hint}"))
             continue
         try:
             values[field.name] = _value(key, value, field.type)
@@ -64,6 +65,11 @@ def _plainly(words: str, kind: Any) -> str:
         words = re.sub(r" - at `\$.*`$", "", words).replace("Invalid enum value ", "")
         return f"expected some of {', '.join(get_args(get_args(kind)[0]))}, not {words}"
     words = re.sub(r" - at `\$.*`$", "", words)
+    if words.startswith("Invalid enum value") and get_origin(kind) is Union:
+        choices = [f'"{one}"' for each in get_args(kind) if get_origin(each) is Literal for one in get_args(each)]
+        other = "a number without quotes, such as 5.0" if float in get_args(kind) else "an array in []"
+        got = words.removeprefix("Invalid enum value ")[1:-1]
+        return f'expected {" or ".join([*choices, other])}, got "{got}"'
     return re.sub(r"(?i)(expected |got )`([a-z |]+)`", lambda found: found[1].lower() + _kinds(found[2]), words)
 
 

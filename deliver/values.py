@@ -159,7 +159,10 @@ class Outcome(NamedTuple):
 
 
 class Step(NamedTuple):
-    """One sentence of the explanation of a decision; ``kind`` is scan, rule, decide, quota or perform."""
+    """One sentence of the explanation of a decision; ``kind`` is scan, rule, decide, quota or perform.
+
+    In a replay it is "owner" or "domain" as well, for a file of theirs that is not used.
+    """
 
     kind: str
     text: str

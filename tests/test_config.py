@@ -57,6 +57,38 @@ NO_DEFAULT = {"users": ("maildir", "command", "passwd")}
 """Tables that stand in the example as a comment, since a wrong guess would harm."""
 
 
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ('[service]\nlmtp = ["unix:/run/lmtp"]\n', 2),
+        ("[service]\nlmtp = []\n", 0),
+        ("[service]\nmessages = 5\n", 0),
+        ("[log]\n", 0),
+        ('[service]\nlmtp = ["unix:/run/lmtp"]\n[users]\npasswd = true\n', 0),
+    ],
+)
+def test_a_door_for_lmtp_that_leads_to_nobody_is_a_warning(tmp_path: Path, text: str, line: int) -> None:
+    """Without [users] every recipient has 451; a door that is open by default only is no mistake."""
+    path = tmp_path / "site.toml"
+    path.write_text(text)
+    done = check(path)
+    said = [one for one in done.stdout.splitlines() if "without [users]" in one]
+    words = "warning: lmtp: without [users] every recipient by LMTP is told to wait (451); write [users], or lmtp = []"
+    assert said == [f"{path}:{line}: {words}"] * bool(line)
+    assert done.returncode == 0
+
+
+def test_a_number_in_quotes_is_told_in_words(tmp_path: Path) -> None:
+    path = tmp_path / "site.toml"
+    path.write_text('[spam]\nrequired-score = "5"\n[forward]\nsender = "x"\n[[rul]]\n[foo]\n')
+    assert [line.split(":", 2)[2] for line in check(path).stdout.splitlines()] == [
+        ' required-score: expected "scanner" or a number without quotes, such as 5.0, got "5"',
+        ' sender: expected "keep" or an array in [], got "x"',
+        ' rul: the configuration has no key of this name; did you mean "rule"?',
+        " foo: the configuration has no table of this name",
+    ]
+
+
 def test_every_error_is_reported_with_its_line(tmp_path: Path) -> None:
     """FILE:LINE: words, in order, with a suggestion."""
     path = tmp_path / "site.toml"

@@ -286,6 +286,63 @@ def test_results_come_in_the_order_of_the_paths_and_a_message_that_went_away_is_
     assert asyncio.run(run()) == [(path, path == paths[7]) for path in paths]
 
 
+def make_owner(home: Path, text: str, mode: int = 0o600) -> tuple[str, str, str]:
+    """A mailbox with an owner's file, as options of a replay of one message."""
+    fill(home / "Maildir", "", 0)
+    (home / "mailfilter.toml").write_text(text)
+    (home / "mailfilter.toml").chmod(mode)
+    (home / "ham.eml").write_text("Subject: x\n\nbody\n")
+    return "--plain", f"--maildir={home}/Maildir", str(home / "ham.eml")
+
+
+SLIP = '[[rule]]\nfile = "A"\n[[rule]]\nfile = "B"\n[rule.when]\nsbject = "x"\n'
+SLIPPED = 'mailfilter.toml: rule 2: when: sbject: unknown condition "sbject"; did you mean "subject"?'
+LEFT = "the site's rules alone were applied"
+
+
+def test_a_replay_says_that_the_owners_file_is_wrong(tmp_path: Path) -> None:
+    """A delivery says it in X-Filter-Error, and applies none of its rules."""
+    options = make_owner(tmp_path, SLIP)
+    done = deliver("replay", *options)
+    assert f"    owner    {SLIPPED}; {LEFT}" == done.stdout.splitlines()[2]
+    assert done.stderr.splitlines() == [f"{SLIPPED}; {LEFT}"]
+    assert "goes into the inbox" in done.stdout
+    assert done.returncode == 0
+    done = deliver("replay", "--summary", *options, options[-1])
+    assert done.stderr.splitlines() == [f"{SLIPPED}; {LEFT}"]
+    assert "owner" not in done.stdout
+    said = json.loads(deliver("replay", "--json", *options).stdout)
+    assert said["steps"][0] == {"kind": "owner", "text": f"{SLIPPED}; {LEFT}"}
+
+
+def test_a_replay_believes_only_an_owners_file_that_a_delivery_believes(tmp_path: Path) -> None:
+    """Named, it may be anybody's: it is tried before it lies where it counts."""
+    options = make_owner(tmp_path, '[[rule]]\nfile = "A"\n', 0o666)
+    done = deliver("replay", *options)
+    assert "goes into the inbox" in done.stdout
+    assert done.stderr == f"mailfilter.toml: is writable by others; chmod go-w; {LEFT}\n"
+    done = deliver("replay", "--user-rules", str(tmp_path / "mailfilter.toml"), *options)
+    assert ("goes into A" in done.stdout, done.stderr, done.returncode) == (True, "", 0)
+    (tmp_path / "mailfilter.toml").chmod(0o600)
+    assert "goes into A" in deliver("replay", *options).stdout
+
+
+def test_a_replay_of_named_rules_with_errors_fails(tmp_path: Path) -> None:
+    options = make_owner(tmp_path, "")
+    named = tmp_path / "new.toml"
+    named.write_text(SLIP + 'fil = "x"\n[spam]\nfolder = "x"\n')
+    done = deliver("replay", "--summary", "--user-rules", str(named), *options)
+    assert done.returncode == 1
+    assert done.stderr.startswith("new.toml: rule 2: ")
+    assert f" (and 2 more); {LEFT}" in done.stderr
+
+
+def test_a_replay_names_the_rules_that_are_not_there(tmp_path: Path) -> None:
+    options = make_owner(tmp_path, "")
+    done = deliver("replay", "--user-rules", f"{tmp_path}/none.toml", *options)
+    assert (done.returncode, done.stderr) == (1, f"Error: {tmp_path}/none.toml: No such file or directory\n")
+
+
 def test_where_a_message_lies() -> None:
     assert lies_in("/home/b/Maildir/cur/1") == "INBOX"
     assert lies_in("/home/b/x.eml") == ""

@@ -37,6 +37,7 @@ def read(text: str) -> tuple[Config, list[str]]:
 
 def test_each_kind_becomes_its_scanner() -> None:
     settings, problems = read(
+        "[spam]\ndelete-above = 15.0\n"
         '[[scanner]]\nname = "clam"\nkind = "command"\npreset = "clamscan"\n'
         '[[scanner]]\nname = "gateway"\nkind = "icap"\naddress = "tcp:[::1]:1344"\nmax-size = "1 MiB"\n'
         '[[scanner]]\nname = "rspamd"\nkind = "rspamd"\naddress = ["unix:/a", "unix:/b"]\n'
@@ -247,7 +248,19 @@ def test_a_trusted_header_counts_for_nothing_beside_rspamd() -> None:
     text = '[spam]\ntrust-header = "X-Spam-Status"\n[[scanner]]\nname = "a"\nkind = "rspamd"\n'
     settings, problems = read(text)
     assert [one.name for one in wiring.scanners(settings)] == ["a"]
-    assert problems == ["[spam] trust-header: counts for nothing where spamd or rspamd is configured"]
+    assert problems[:1] == ["[spam] trust-header: counts for nothing where spamd or rspamd is configured"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "above", "warned"),
+    [("rspamd", "", True), ("rspamd", "12", True), ("rspamd", "15", False), ("icap", "", False)],
+)
+def test_rspamds_points_are_not_those_of_spamassassin(kind: str, above: str, warned: bool) -> None:
+    """rspamd's own `reject` is 15: at 13.2 of 15 it says "add header", and the default of delete-above deletes."""
+    text = (f"[spam]\ndelete-above = {above}\n" if above else "") + f'[[scanner]]\nname = "a"\nkind = "{kind}"\n'
+    text += 'service = "x"\n' if kind == "icap" else ""
+    problems = read(text)[1]
+    assert ["scanner 1: [spam] delete-above is 12, " in one for one in problems] == [True] * warned
 
 
 # Pools with health.

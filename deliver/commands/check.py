@@ -44,7 +44,8 @@ def check(
     path = file or site_path
     personal = user or domain
     problems = _personal_problems(path, site_path, domain=domain) if personal else _site_problems(path)
-    problems += _doubts(path)
+    document = _document(path)
+    problems += doubts(document.get("rule")) + ([] if personal else _nobody(document))
     tested = 0
     if test and not any(not problem.warning for problem in problems):
         tested, failed = _tests(path, _site(site_path) if personal else config.load(path), user=user, domain=domain)
@@ -139,8 +140,13 @@ def _document(path: str) -> dict[str, Any]:
         return {}
 
 
-def _doubts(path: str) -> list[Problem]:
-    return doubts(_document(path).get("rule"))
+def _nobody(document: dict[str, Any]) -> list[Problem]:
+    """The door for LMTP where no address leads to a mailbox; not if it is only the default that opens it."""
+    service = document.get("service")
+    if "users" in document or not isinstance(service, dict) or not service.get("lmtp"):
+        return []
+    words = "without [users] every recipient by LMTP is told to wait (451); write [users], or lmtp = []"
+    return [Problem(("service", "lmtp"), words, warning=True)]
 
 
 def _tests(path: str, site: Config, *, user: bool, domain: bool) -> tuple[int, list[Problem]]:

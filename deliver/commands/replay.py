@@ -6,7 +6,6 @@ import sys
 
 import click
 
-from deliver import layers
 from deliver.commands.mailboxes import site
 from deliver.errors import DeliverError
 from deliver.replay import Changes, Replayer, Result, Settings, has_expectation, messages_in
@@ -46,16 +45,16 @@ def replay(
     stands what would change against where the mail lies now.
     """
     files = list(messages_in(paths))
-    settled = _config(config_path, plain, files)
     settings = Settings(
-        config=settled,
-        user_file=user_rules or _beside(maildir, settled),
+        config=_config(config_path, plain, files),
+        user_file=user_rules,
         maildir=maildir,
         sender=sender,
         recipient=recipient,
         scan=scan,
     )
     chosen = [path for path in files if not expect or has_expectation(path)]
+    replayer = Replayer(settings)
     changes = Changes()
     wrong = unread = 0
 
@@ -79,11 +78,13 @@ def replay(
     with click.progressbar(length=len(chosen), file=sys.stderr, hidden=not shown, label="replaying") as bar:
 
         async def run() -> None:
-            async for path, result in Replayer(settings).replay_all(chosen):
+            async for path, result in replayer.replay_all(chosen):
                 tell(path, result)
                 bar.update(1)
 
         asyncio.run(run())
+    for why in replayer.unused.values():
+        click.echo(why, err=True)
     if expect and not as_json:
         click.echo(
             f"{len(chosen)} messages with expectations, {wrong} not as expected" + _skipped(len(files) - len(chosen)),
@@ -91,16 +92,11 @@ def replay(
         )
     elif not as_json and (summary or len(chosen) > 1):
         click.echo("\n".join(changes.lines()))
-    raise SystemExit(1 if wrong or unread else 0)
+    raise SystemExit(1 if wrong or unread or user_rules in replayer.unused else 0)
 
 
 def _skipped(number: int) -> str:
     return f"; {number} without" if number else ""
-
-
-def _beside(maildir: str, settled: Config) -> str:
-    path = layers.owners_file(settled, os.path.abspath(maildir)) if maildir else ""
-    return path if path and os.path.exists(path) else ""
 
 
 def _config(path: str, plain: bool, files: list[str]) -> Config:

@@ -112,7 +112,9 @@ def _with_key(rule: Rule, key: str, value: object, place: Place, *, user: bool) 
         raise ValueError(f'"{key}" is a condition and belongs below [rule.when]')
     if key in _COMING:
         raise ValueError(f'action "{key}" is not there yet')
-    raise ValueError(f'unknown key "{key}"{closest(key, {*_KEYS, *_COMING, *NAMES})}')
+    meant = _OTHER_WORDS.get(key.lower())
+    hint = f"; did you mean {meant}?" if meant else closest(key, {*_KEYS, *_COMING, *NAMES})
+    raise ValueError(f'unknown key "{key}"{hint}')
 
 
 def _look_over(rule: Rule, table: dict[str, object], place: Place) -> None:
@@ -384,6 +386,22 @@ _KEYS: dict[str, Callable[[Rule, object, Place], Rule]] = {
 
 _PLACEMENTS = ("file", "forward", "pipe", "discard", "bounce", "quarantine")
 _ACTIONS = frozenset(_KEYS) - {"name", "when", "stage", "sees", "subscribe", "test"}
+
+# What Sieve (RFC 5228, 5229, 5230, 5232, 5429), procmail and mail programs call the same thing.
+_OTHER_WORDS = {
+    word: meant
+    for meant, words in {
+        '"bounce"': "reject ereject",
+        '"forward"': "redirect",
+        '"file"': "fileinto folder move",
+        'file = "INBOX"': "keep",
+        '"discard"': "delete drop",
+        '"flag"': "addflag setflag",
+        '"reply"': "vacation autoreply",
+        "[rule.when]": "if when-all",
+    }.items()
+    for word in words.split()
+}
 
 _COMING: tuple[str, ...] = ()
 """Actions of the language that nothing performs yet."""
