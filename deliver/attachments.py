@@ -6,14 +6,14 @@ from typing import NamedTuple
 
 from deliver import mime
 from deliver.bounds import DEEPEST, Bounds
-from deliver.filetypes import HEAD, TNEF, detect, extension, is_document, is_letter, kind_of, worth_all
+from deliver.filenames import invented
+from deliver.filetypes import HEAD, TNEF, detect, extension, is_document, is_letter, is_signed, kind_of, worth_all
 
 ARCHIVE_CAP = 32 * 1024 * 1024
 """Bytes of one part that are looked at, decoded."""
 
 _TEXT_CAP = 64 * 1024  # of a text, to find a PGP message at its front
 _DOCUMENTS_ASKED = 32 * 1024 * 1024  # bytes, all together, that oletools gets
-_LAST = re.compile(r"[^/\\]*\Z")
 _INLINE_PGP = re.compile(rb"(?m)^-----BEGIN PGP MESSAGE-----\s*$")
 _ENVELOPED = b"\x06\x09\x2a\x86\x48\x86\xf7\x0d\x01\x07\x03"  # 1.2.840.113549.1.7.3, DER (RFC 5652 section 6.1)
 _AUTH_ENVELOPED = b"\x06\x0b\x2a\x86\x48\x86\xf7\x0d\x01\x09\x10\x01\x17"  # RFC 5083 section 2.1
@@ -119,16 +119,23 @@ def _walk(chunks: Iterable[bytes], bounds: Bounds, around: tuple[str, ...] = ())
         if not part.type:
             bounds.exceed("its parts are too many or too deep")
             continue
-        names = tuple(dict.fromkeys(filter(None, map(base_name, part.names))))
-        is_text = _is_text(part)
+        names = tuple(dict.fromkeys(filter(None, map(base_name, part.names or (invented(part.type),)))))
+        is_text, is_uuencoded = _is_text(part), part.encoding in mime.UUENCODED
         if not part.complete:
             if is_text and part.type == "text/plain" and not bounds.whole:
                 bounds.exceed("a text is too large to look for files in it")
-            elif bounds.whole or (not is_text and worth_all(part.content[:HEAD], names)):
+            elif bounds.whole or is_uuencoded or (not is_text and worth_all(part.content[:HEAD], names)):
                 bounds.exceed("an archive or a document is too large")
         if not is_text:
             file = File(names, part.type, detect(part.content[:HEAD]))
             yield from _file(file, part.content, bounds, around, _ways(part))
+            if is_uuencoded:
+                from deliver import enclosed
+
+                for name, content in enclosed.files(part.content, bounds):
+                    inner = _enclosed(name, content)
+                    both = tuple(dict.fromkeys((*names, *inner.names)))
+                    yield from _file(inner._replace(names=both, type=part.type), content, bounds, around)
             continue
         where = "/".join((*around[1:], part.type)) if around else ""
         yield _Found(File((), part.type, "", "".join(around[:1]), path=where), part.content, _ways(part), is_text=True)
@@ -181,9 +188,9 @@ def _looked(file: File, content: bytes, bounds: Bounds, ways: frozenset[str]) ->
 
 
 def _inside(file: File, content: bytes, bounds: Bounds, around: tuple[str, ...]) -> Iterator[_Found]:
-    """The files in one that is no archive: a message, or Outlook's wrapper."""
-    is_wrapper = file.detected == TNEF
-    if not is_wrapper and (not is_letter(file.names) or file.type.startswith("message/")):
+    """The files in one that is no archive: a message, as it is or signed, or Outlook's wrapper."""
+    is_wrapper, signed = file.detected == TNEF, is_signed(content)
+    if not (is_wrapper or signed) and (not is_letter(file.names) or file.type.startswith("message/")):
         return
     if len(around) > DEEPEST:
         bounds.exceed("archives lie too deep in each other")
@@ -192,8 +199,12 @@ def _inside(file: File, content: bytes, bounds: Bounds, around: tuple[str, ...])
 
         for name, inner in tnef.files(content):
             yield from _file(_enclosed(name, inner), inner, bounds, around)
-    else:
-        yield from _walk([content], bounds, around)
+    elif signed:
+        from deliver.signed import content as what_is_signed
+
+        yield from _walk(mime.pieces(what_is_signed(content)), bounds, around)
+    else:  # mail programs pass over empty lines at its front
+        yield from _walk(mime.pieces(content.lstrip(b"\r\n")), bounds, around)
 
 
 def _enclosed(name: str, content: bytes) -> File:
@@ -203,8 +214,8 @@ def _enclosed(name: str, content: bytes) -> File:
 
 def base_name(path: str) -> str:
     """The last name of a path in either way of writing. Blanks and dots at its end go, as Windows ignores them."""
-    found = _LAST.search(path)
-    return found[0].strip().rstrip(". ") if found else ""
+    path = path.rstrip("/\\. ")
+    return path[max(path.rfind("/"), path.rfind("\\")) + 1 :].strip().rstrip(". ")
 
 
 def _is_text(part: mime.Part) -> bool:
@@ -213,7 +224,7 @@ def _is_text(part: mime.Part) -> bool:
 
 
 def _keep(part: mime.Part) -> int:
-    if _is_text(part) and part.type == "text/plain":
+    if (_is_text(part) and part.type == "text/plain") or part.encoding in mime.UUENCODED:
         return ARCHIVE_CAP
     first = _TEXT_CAP if part.type.startswith("text/") else HEAD
     if _is_text(part) or not part.content:

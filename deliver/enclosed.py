@@ -6,9 +6,11 @@ from collections.abc import Iterator
 
 from deliver.bounds import Bounds
 
-# POSIX uuencode: a mode and a name. http://www.yenc.org/yenc-draft.1.3.txt: the name stands last.
+# POSIX uuencode: a mode and a name; programs that read it take more blanks and other modes. The draft of yEnc
+# (http://www.yenc.org/yenc-draft.1.3.txt): the name stands last.
 _BEGINS = re.compile(
-    rb"(?m)^(?:begin(?P<base64>-base64)? [0-7]{3,4} (?P<uu>[^\r\n]+)|=ybegin [^\r\n]*\bname=(?P<yenc>[^\r\n]+))\r?\n"
+    rb"(?m)^(?:begin(?P<base64>-base64)?[ \t]+[0-7]{1,6}[ \t]+(?P<uu>[^\r\n]+)"
+    rb"|=ybegin [^\r\n]*\bname=(?P<yenc>[^\r\n]+))\r?\n"
 )
 _YENC_END = re.compile(rb"(?m)^=yend\b")
 _YENC_PART = re.compile(rb"=ypart [^\r\n]*\r?\n")

@@ -1,6 +1,7 @@
 """What a file's name tells about the file, and what it tries to hide (how Windows and mail programs read names)."""
 
 import re
+from collections.abc import Iterator
 
 from deliver.filetypes import extension
 
@@ -23,6 +24,40 @@ DOCUMENTS = frozenset(
 _CLSID = re.compile(r"\.\{[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}\}")
 _WIDE_GAP = re.compile(r"\S\s{5,}\.[^.\s]+\Z")
 _DIRECTION = re.compile("[\u202a-\u202e\u2066-\u2069]")
+_ODD = re.compile(r"[^!-~]|[\"'<>:]")
+_ENDS = re.compile("[\0\ufffd:]")
+_DROPPED = frozenset(" \"'<>")
+_OF_TYPES = {
+    **dict.fromkeys(
+        "application/x-msdownload application/x-msdos-program application/x-ms-dos-executable application/x-dosexec"
+        " application/vnd.microsoft.portable-executable application/exe application/x-exe application/x-winexe".split(),
+        "exe",
+    ),
+    **dict.fromkeys(("application/zip", "application/x-zip", "application/x-zip-compressed"), "zip"),
+}
+
+
+def readings(name: str) -> Iterator[str]:
+    """The name, and what programs take it for that stop at what ends a name, or leave out what none may have.
+
+    A NUL ends a name in C (headers.decode writes U+FFFD for it), a colon under Windows, where the name of a stream
+    follows. Unseen characters, blanks, quotes and brackets are left out; Windows' own code pages make letters of wide
+    ones (U+FF45 of "e").
+    """
+    yield name
+    if not _ODD.search(name):
+        return
+    yield _ENDS.split(name, maxsplit=1)[0].rstrip(". ")
+    if not name.isascii():
+        import unicodedata
+
+        name = unicodedata.normalize("NFKC", name)
+    yield "".join(character for character in name if character.isprintable() and character not in _DROPPED)
+
+
+def invented(kind: str) -> str:
+    """The name that mail programs make up for a file of this declared type that has none; "" for types of no matter."""
+    return f"unnamed.{_OF_TYPES[kind]}" if kind in _OF_TYPES else ""
 
 
 def is_program(name: str) -> bool:

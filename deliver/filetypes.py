@@ -33,6 +33,8 @@ _SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
     (20, b"\xdc\xa7\xc4\xfd", "application/x-zoo"),
     (0, b"MSWIM\x00\x00\x00", "application/x-ms-wim"),
     (0, b"vhdxfile", "application/x-vhdx"),
+    (0, b"conectix", "application/x-vhd"),
+    (0, b"(This file must be converted with BinHex", "application/mac-binhex40"),
     (0, b"ALZ\x01", "application/x-alz"),
     (0, b"EGGA", "application/x-egg"),
     (257, b"ustar", "application/x-tar"),
@@ -146,8 +148,8 @@ LIBARCHIVE_READS = frozenset(
     "application/x-compress application/x-lzip application/x-lzma application/zstd application/x-lz4".split()
 )
 NOBODY_READS = frozenset(
-    "application/x-ace application/x-arj application/x-zoo application/x-ms-wim application/x-vhdx application/x-alz "
-    "application/x-egg application/x-udf-image".split()
+    "application/x-ace application/x-arj application/x-zoo application/x-ms-wim application/x-vhdx application/x-vhd "
+    "application/x-alz application/x-egg application/x-udf-image application/mac-binhex40".split()
 )
 _ARCHIVES = PYTHON_READS | LIBARCHIVE_READS | NOBODY_READS
 
@@ -159,6 +161,7 @@ OLE = "application/x-ole-storage"
 PDF = "application/pdf"
 TNEF = "application/vnd.ms-tnef"
 
+_SIGNED = b"\x06\x09\x2a\x86\x48\x86\xf7\x0d\x01\x07\x02"  # 1.2.840.113549.1.7.2 (RFC 5652 section 5.1)
 _PACKED = frozenset("zip jar rar r00 7z cab".split())
 _DISKS = frozenset({"iso", "img", "udf"})
 _DOCUMENTS = frozenset(
@@ -201,9 +204,14 @@ def is_letter(names: Iterable[str]) -> bool:
     return any(extension(name) in _LETTERS for name in names)
 
 
+def is_signed(head: bytes) -> bool:
+    """Whether a file that begins so is a message that S/MIME has signed in one piece, or a signature alone."""
+    return head[:1] == b"\x30" and _SIGNED in head[:64]
+
+
 def worth_all(head: bytes, names: Collection[str]) -> bool:
     """Whether more than the head of a file has to be read, to find what is in it."""
-    if kind_of(head, names) or is_document(head, names) or is_letter(names) or detect(head) == TNEF:
+    if kind_of(head, names) or is_document(head, names) or is_letter(names) or detect(head) == TNEF or is_signed(head):
         return True
     # A disk's first 32 KiB are not its file system's; mostly they are empty.
     disk = len(head) >= 512 and (not head.strip(b"\x00") or any(extension(name) in _DISKS for name in names))

@@ -27,6 +27,11 @@ TOP_HEADER_CAP = 1024 * 1024
 HEADER_CAP = 64 * 1024
 """Bytes of a part's header that are read."""
 
+UUENCODED = frozenset({"uuencode", "x-uuencode", "x-uue", "uue"})
+"""Encodings of no RFC that mail programs undo all the same. Here they are not: the file's name stands in there, too."""
+
+_MESSAGES = frozenset({"message/rfc822", "message/global", "message/news"})
+_PIECE = 64 * 1024  # bytes
 _LONGEST_BOUNDARY = 1000  # RFC 2046 section 5.1.1 allows 70, RFC 5322 section 2.1.1 no longer line than 998
 _LONGEST_QUOTED = 10_000  # RFC 2045 section 6.7 allows 76
 _LONGEST_LINE = _LONGEST_BOUNDARY + 50
@@ -34,6 +39,7 @@ _LONGEST_LINE = _LONGEST_BOUNDARY + 50
 _FIELD = re.compile(rb"(?mi)^(content-(?:type|disposition|transfer-encoding))[ \t]*:((?:.*)(?:\n[ \t].*)*)")
 _PARAMETER = re.compile(rb';\s*([^\s=;]+)\s*=\s*("(?:[^"\\]|\\.)*"|[^;]*)', re.DOTALL)
 _COMMENT = re.compile(rb"\([^()]*\)")
+_NAME_ANYWHERE = re.compile(rb'(?i)(?<![\w.-])(?:file)?name\s*(?:\([^()]*\)\s*)?=\s*(?:"([^"]*)|([^\s";]*))')
 _SEGMENT = re.compile(r"(.+?)(?:\*([0-9]{1,3}))?(\*)?")
 _ESCAPED = re.compile(rb'\\(["\\])')
 _TYPE = re.compile(r"[^\s/;]+/[^\s/;]+")
@@ -82,10 +88,18 @@ class Watch:
     def body(self, part: Part, piece: bytes) -> None:
         """A piece of a part's content, still encoded."""
 
+    def aside(self, piece: bytes) -> None:
+        """A piece of what stands before a multipart's first boundary or behind its last."""
+
 
 def parts(chunks: Iterable[bytes], keep: Keep, watch: Watch | None = None) -> Iterator[Part]:
     """The parts of the message in ``chunks``, in order."""
     return _parts(chunks, keep, (), watch or Watch())
+
+
+def pieces(content: bytes) -> Iterator[bytes]:
+    """A message in memory as chunks, small enough that no copy of it is made."""
+    return (content[at : at + _PIECE] for at in range(0, len(content), _PIECE))
 
 
 def _parts(chunks: Iterable[bytes], keep: Keep, around: tuple[str, ...], watch: Watch) -> Iterator[Part]:
@@ -96,7 +110,7 @@ def _parts(chunks: Iterable[bytes], keep: Keep, around: tuple[str, ...], watch: 
         part = _part(_fields(block), levels.types)
         watch.header(part, block)
         boundary = part.parameters.get("boundary", "").encode("utf-8", "replace")
-        is_message = part.type in {"message/rfc822", "message/global"}
+        is_message = part.type in _MESSAGES
         plain = part.encoding not in {"base64", "quoted-printable"}
         if reader.ended or not ((part.type.startswith("multipart/") and boundary) or (is_message and plain)):
             content = _Content(part, keep)
@@ -110,7 +124,7 @@ def _parts(chunks: Iterable[bytes], keep: Keep, around: tuple[str, ...], watch: 
                 if len(part.inside) >= DEEPEST:
                     yield UNREAD
                 else:
-                    yield from _parts([part.content], keep, (*part.inside, part.type), watch)
+                    yield from _parts(pieces(part.content), keep, (*part.inside, part.type), watch)
         elif len(levels.types) >= DEEPEST or len(boundary) > _LONGEST_BOUNDARY or levels.made >= MOST_MULTIPARTS:
             yield UNREAD
             return
@@ -120,10 +134,10 @@ def _parts(chunks: Iterable[bytes], keep: Keep, around: tuple[str, ...], watch: 
             continue
         else:
             levels.enter(part.type, boundary)
-            text = reader.skip(levels.pattern)
+            text = reader.skip(levels.pattern, watch)
             watch.entered(part, levels.boundaries, reader.found["boundary"] if reader.found else None, text=text)
         while reader.found is not None and levels.leave(reader.found):
-            reader.skip(levels.pattern)
+            reader.skip(levels.pattern, watch)
         if reader.found is None:
             return
     yield UNREAD
@@ -200,10 +214,11 @@ class _Reader:
             yield self._buffer[self._at : keep]
             self._fill(keep)
 
-    def skip(self, pattern: "re.Pattern[bytes]") -> bool:
+    def skip(self, pattern: "re.Pattern[bytes]", watch: Watch) -> bool:
         """Pass over all up to the match; whether there was more than blanks."""
         text = False
         for piece in self.until(pattern):
+            watch.aside(piece)
             text = text or bool(piece.strip())
         return text
 
@@ -310,6 +325,10 @@ def _part(fields: dict[bytes, bytes], inside: tuple[str, ...]) -> Part:
     names = [more.get(key, "") for key in ("filename", "filename*")] + [
         parameters.get(key, "") for key in ("name", "name*")
     ]
+    # RFC 2231 has no encoded words in its pieces, but programs write them there, and others decode them.
+    names += [headers.decode(name.encode("utf-8", "replace")) for name in names if "=?" in name]
+    for value in filter(None, (fields.get(b"content-disposition"), fields.get(b"content-type"))):
+        names += names_anywhere(value)
     return Part(kind, parameters, disposition, tuple(dict.fromkeys(filter(None, names))), encoding, inside)
 
 
@@ -333,6 +352,15 @@ def parameters_of(value: bytes) -> tuple[str, dict[str, str]]:
         plain[f"{base}*"] = _joined(segments)
         plain.setdefault(base, plain[f"{base}*"])
     return word, plain
+
+
+def names_anywhere(value: bytes) -> Iterator[str]:
+    """What stands behind "name=" or "filename=" wherever it is: programs find it behind a blank, a comma, an odd quote.
+
+    Where the value follows RFC 2045, these are its parameters once more.
+    """
+    for quoted, bare in _NAME_ANYWHERE.findall(value):
+        yield headers.decode(quoted or bare)
 
 
 def raw_parameters(value: bytes) -> Iterator[tuple[str, bytes]]:

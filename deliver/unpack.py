@@ -47,16 +47,17 @@ def unpacked(new: Callable[[], Any], packed: memoryview, path: str, bounds: Boun
 
 def some(unpacking: Any, packed: memoryview, most: int, bounds: Bounds) -> Unpacked:
     """At most ``most`` bytes, which count, and what there is of damaged data."""
-    content = bytearray()
-    left = min(most, max(bounds.bytes, 0))
+    pieces = []
+    left = size = min(most, max(bounds.bytes, 0))
     used = 0
     for piece, taken in _pieces(unpacking, packed, min(left, _STEP), bounds):
-        content += piece[: left - len(content)]
+        pieces.append(piece[:left])
+        left -= len(pieces[-1])
         used = taken
-        if len(content) >= left:
+        if not left:
             break
-    bounds.take(len(content))
-    return Unpacked(bytes(content), used if unpacking.eof else 0)
+    bounds.take(size - left)
+    return Unpacked(b"".join(pieces), used if unpacking.eof else 0)
 
 
 def _pieces(unpacking: Any, packed: memoryview, step: int, bounds: Bounds) -> Iterator[tuple[bytes, int]]:

@@ -293,6 +293,20 @@ def store(maildir: str, folder: str, content: Callable[[], Iterable[bytes]]) -> 
         mailbox.close()
 
 
+def mailbox_of(config: Config, address: str) -> str:
+    """The Maildir of one of our own addresses, if [users] knows it and we have its owner's rights now; else ""."""
+    from deliver.users import CannotTell, look_up
+
+    user, _, domain = address.rpartition("@")
+    if config.users is None or "/" in address or user.startswith(".") or domain.startswith("."):
+        return ""
+    try:
+        found = look_up(config.users, address)
+        return found.maildir if found and os.stat(found.maildir).st_uid == os.geteuid() else ""
+    except (CannotTell, OSError):
+        return ""
+
+
 def send(sender: str, address: str, content: Iterable[bytes]) -> None:
     """Hand one message to the MTA; raises Deferred."""
     _injector(Config(), os.environ).send(sender, address, content)

@@ -54,6 +54,9 @@ def entries(data: bytes, bounds: Bounds) -> Iterator[Entry]:
             if after < len(places) and places[after] < start + used:
                 used = 0
         yield Entry(path, encrypted, content)
+        if other := _unicode_path(data[start - extra : start], path):
+            seen.add((other, encrypted))
+            yield Entry(other, encrypted, content)
         if used:
             read.append((start, start + used))
         at = data.find(_LOCAL, start + used if used else at + 4)
@@ -97,15 +100,30 @@ def _listed(data: bytes, bounds: Bounds) -> dict[int, _Listed]:
 
 def _wide(extra: bytes, *numbers: int) -> list[int]:
     """The numbers that have no room in 32 bits from the extra field for zip64 (APPNOTE.TXT section 4.5.3)."""
+    field = _field(extra, 1)
+    held = [int.from_bytes(field[one : one + 8], "little") for one in range(0, len(field), 8)]
+    return [held.pop(0) if number == 0xFFFFFFFF and held else number for number in numbers]
+
+
+def _unicode_path(extra: bytes, path: str) -> str:
+    """The other name that Info-ZIP's extra field has (APPNOTE.TXT section 4.6.9), "" for none: many programs take it.
+
+    The sum in it says whether the name before it is still the one it was made for; not all look at that.
+    """
+    field = _field(extra, 0x7075)
+    other = field[5:].decode("utf-8", "replace")
+    return other if other != path else ""
+
+
+def _field(extra: bytes, kind: int) -> bytes:
+    """What the first extra field of this kind holds, b"" where there is none (APPNOTE.TXT section 4.5.1)."""
     at = 0
     while at + 4 <= len(extra):
-        kind, size = struct.unpack_from("<HH", extra, at)
-        if kind == 1:
-            field = extra[at + 4 : at + 4 + size]
-            held = [int.from_bytes(field[one : one + 8], "little") for one in range(0, len(field), 8)]
-            return [held.pop(0) if number == 0xFFFFFFFF and held else number for number in numbers]
+        found, size = struct.unpack_from("<HH", extra, at)
+        if found == kind:
+            return extra[at + 4 : at + 4 + size]
         at += 4 + size
-    return list(numbers)
+    return b""
 
 
 def _until_next(data: bytes, start: int) -> int:
@@ -160,11 +178,14 @@ def _others(data: bytes, seen: set[tuple[str, bool]], read: list[tuple[int, int]
         if read and read[0][0] <= at:
             at = data.find(_CENTRAL, read[0][1])
             continue
-        flags, method, length = struct.unpack_from("<8xHH16xH", data, at)
-        key = (_name(data[at + 46 : at + 46 + length], flags), bool(flags & _ENCRYPTED) or method == _AES)
-        if key not in seen:
-            seen.add(key)
-            yield Entry(*key, b"")
+        flags, method, length, extra = struct.unpack_from("<8xHH16xHH", data, at)
+        start = at + 46 + length
+        path = _name(data[at + 46 : start], flags)
+        encrypted = bool(flags & _ENCRYPTED) or method == _AES
+        for key in ((path, encrypted), (_unicode_path(data[start : start + extra], path), encrypted)):
+            if key[0] and key not in seen:
+                seen.add(key)
+                yield Entry(*key, b"")
         at = data.find(_CENTRAL, at + 46)
     bounds.exceed("archives hold too many files")
 

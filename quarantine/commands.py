@@ -1,11 +1,12 @@
 """`quarantine`: what is held, why, and letting it go."""
 
 import contextlib
+import errno
 import getpass
 import itertools
 import json
 import os
-import re
+import sqlite3
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -18,21 +19,20 @@ import click
 from deliver import config as configuration
 from deliver import tree, wiring
 from deliver.errors import DeliverError
-from deliver.headers import decode
 from deliver.message import Message, Source, read_framing
 from deliver.settings import Config
 from deliver.units import parse_span
 from deliver.values import Content
 from quarantine import digest as digests
-from quarantine.release import NotReleased, delete, release, repair, whole
-from quarantine.sqlite import Index, Search
+from quarantine.release import NotReleased, delete, release, repair, unsound, whole
+from quarantine.shown import explained, safe
+from quarantine.sqlite import Index, Row, Search
 from quarantine.store import KINDS, Archive, Held
 
 QUEUE_LIFETIME = 8 * 86400.0
 """Seconds: qmail keeps mail for 7 days (queuelifetime), Postfix for 5."""
 
-SHOWN = 64 * 1024
-"""Bytes of a message that `show` reads."""
+_AT_ONCE = 1000  # messages of a list that are written at a time
 
 
 class Span(click.ParamType[float]):
@@ -48,7 +48,22 @@ class Span(click.ParamType[float]):
             self.fail(str(error), param, ctx)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Commands(click.Group):
+    """Says in a line what the system has against it."""
+
+    def invoke(self, context: click.Context) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(context)
+        except sqlite3.Error as error:
+            raise click.ClickException(f"index.sqlite: {error}; it can be deleted, and is made anew") from error
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # `head` has read enough
+                raise
+            raise click.ClickException(f"{error.filename or 'the quarantine'}: {error.strerror or error}") from error
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--directory", default="", help="The quarantine; default: the one the configuration names.")
 @click.option("--maildir", default="", help="The mailbox whose own quarantine it is; default: ~/Maildir.")
 @click.option("--config", "config_path", default="", help="The site's configuration.")
@@ -65,6 +80,26 @@ def cli(context: click.Context, directory: str, maildir: str, config_path: str) 
     where = directory or settings.quarantine.directory
     own = os.path.abspath(maildir or os.path.expanduser("~/Maildir"))
     context.obj = (settings, wiring.archive(where, own))
+    context.meta[_OWNER] = own if where.startswith("{maildir}/") else where
+    if context.invoked_subcommand not in _OF_TREES:
+        context.with_resource(_owners_rights(context.meta[_OWNER]))
+
+
+_OWNER = "quarantine.owner"  # in a context's meta: the directory whose owner's the quarantine is
+_OF_TREES = ("expire", "digest")
+"""These may go through many mailboxes, and take the rights for each."""
+
+
+@contextmanager
+def _owners_rights(path: str) -> Iterator[None]:
+    """With the rights of whose directory it is: what root delivers or writes there must be the owner's."""
+    try:
+        state = os.stat(path, follow_symlinks=False)
+    except OSError:
+        yield  # whoever needs it says that it is not there
+        return
+    with tree.as_owner(state):
+        yield
 
 
 @contextmanager
@@ -81,7 +116,10 @@ def _index(archive: Archive) -> Iterator[Index]:
 
 def _who() -> str:
     """Who is at work: the person behind sudo(8), if there is one."""
-    return os.environ.get("SUDO_USER") or getpass.getuser()
+    try:
+        return os.environ.get("SUDO_USER") or getpass.getuser()
+    except (KeyError, OSError):  # a uid that passwd(5) does not know; OSError since Python 3.13
+        return str(os.getuid())
 
 
 @cli.command("list")
@@ -99,13 +137,20 @@ def _who() -> str:
 def list_(everything: tuple[Any, Archive], /, *, released: bool, as_json: bool, **what: Any) -> None:
     """List what is held, oldest first."""
     with _index(everything[1]) as index:
-        for row in index.search(Search(**what), time.time(), "released" if released else "held"):
-            if as_json:
-                click.echo(json.dumps(row._asdict()))
-            else:
-                when = time.strftime("%Y-%m-%d %H:%M", time.localtime(row.time))
-                click.echo(f"{row.id}  {when}  {row.size:>9}  {_safe(row.recipient)}  {_safe(row.sender or '<>')}")
-                click.echo(f"    {_safe(row.subject) or '(no subject)'}\n    {_safe(row.reason)}")
+        rows = index.search(Search(**what), time.time(), "released" if released else "held")
+        shown = map(_as_json if as_json else _as_text, rows)
+        while lines := list(itertools.islice(shown, _AT_ONCE)):
+            click.echo("\n".join(lines))
+
+
+def _as_json(row: Row) -> str:
+    return json.dumps(row._asdict())
+
+
+def _as_text(row: Row) -> str:
+    when = time.strftime("%Y-%m-%d %H:%M", time.localtime(row.time))
+    first = f"{row.id}  {when}  {row.size:>9}  {safe(row.recipient)}  {safe(row.sender or '<>')}"
+    return f"{first}\n    {safe(row.subject) or '(no subject)'}\n    {safe(row.reason)}"
 
 
 @cli.command()
@@ -120,55 +165,38 @@ def show(everything: tuple[Any, Archive], id_: str, *, raw: bool) -> None:
         for chunk in whole(held, archive):
             sys.stdout.buffer.write(chunk)
         return
-    click.echo(f"id         {held.id}\nrecipient  {_safe(held.recipient)}\nsender     {_safe(held.sender or '<>')}")
-    click.echo(f"held       {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(held.time))}, {held.size} bytes")
-    click.echo(f"going to   {_safe(held.folder)} of {_safe(held.maildir)}\nreason     {_safe(held.reason)}")
-    for verdict in held.verdicts:
-        click.echo(f"scanner    {_safe(json.dumps(verdict))}")
-    begin = b""
-    for chunk in archive.chunks(held):
-        begin += chunk[: SHOWN - len(begin)]
-        if len(begin) >= SHOWN:
-            break
-    header, _, body = begin.replace(b"\r\n", b"\n").partition(b"\n\n")
-    click.echo()
-    message = Message(Source.of(header + b"\n\n"), read_framing(b""))
-    for name in ("From", "To", "Cc", "Subject", "Date", "Message-ID", "Content-Type"):
-        for value in message.fields(name):
-            click.echo(f"{name}: {_safe(decode(value))}")
-    click.echo("\n" + "\n".join(_safe(line) for line in body.decode("utf-8", "replace").splitlines()[:60]))
+    for line in explained(held, archive):
+        click.echo(line)
 
 
 @cli.command("release")
 @click.argument("ids", metavar="ID...", nargs=-1, required=True)
-@click.option("--to", default="", help="Send it to this address instead.")
+@click.option("--to", default="", help="To this address instead: into its mailbox, or through the mail server.")
 @click.option("--learn", type=click.Choice(["ham"]), help="Tell spamd that it is none: ham.")
 @click.pass_obj
-def release_(
-    everything: tuple[Config, Archive], ids: tuple[str, ...], to: str, learn: str | None
-) -> None:
+def release_(everything: tuple[Config, Archive], ids: tuple[str, ...], to: str, learn: str | None) -> None:
     """Deliver held messages to where they were going, without filtering them again."""
     failed = 0
     try:
         teach = wiring.teacher(everything[0]) if learn else None
     except DeliverError as error:
         raise click.ClickException(error.detail) from error
+    if to and not digests.ADDRESS.fullmatch(to):
+        raise click.UsageError(f'--to: expected an address, not "{to}"')
     for id_ in ids:
         try:
-            held = release(everything[1], id_, _who(), to)
+            held = release(everything[1], id_, _who(), to, wiring.mailbox_of(everything[0], to) if to else "")
         except NotReleased as error:
             failed += 1
             click.echo(str(error), err=True)
         else:
-            click.echo(f"{id_}: released to {_safe(to or f'{held.folder} of {held.recipient}')}")
+            click.echo(f"{id_}: released to {safe(to or f'{held.folder} of {held.recipient}')}")
             if teach:
                 failed += not _learned(everything, held, teach)
     raise SystemExit(1 if failed else 0)
 
 
-def _learned(
-    everything: tuple[Config, Archive], held: Held, teach: Callable[[Content, str, bool], bool]
-) -> bool:
+def _learned(everything: tuple[Config, Archive], held: Held, teach: Callable[[Content, str, bool], bool]) -> bool:
     """Whether spamd was told; it is released all the same."""
     settings, archive = everything
     if settings.spamd and held.size > settings.spamd.max_size:
@@ -210,7 +238,8 @@ def _archives(everything: tuple[Config, Archive], paths: tuple[str, ...]) -> Gen
     """The quarantine, or those of all Maildirs at or below the paths, each with its owner's rights."""
     settings, own = everything
     if not paths:
-        yield own
+        with _owners_rights(click.get_current_context().meta[_OWNER]):
+            yield own
         return
     directory = settings.quarantine.directory
     if not directory.startswith("{maildir}/"):
@@ -263,7 +292,7 @@ def expire(
                         if now - row.time < (kept.keep_for(kind, row.recipient) if keep is None else keep):
                             continue
                         if dry_run:
-                            click.echo(f"{row.id}  {state}  {_safe(row.recipient)}  {_safe(row.subject)}")
+                            click.echo(f"{row.id}  {state}  {safe(row.recipient)}  {safe(row.subject)}")
                         elif state == "held":
                             delete(archive, row.id, _who(), "expire")
                         else:
@@ -304,12 +333,11 @@ def digest_(
     raise SystemExit(1 if failed else 0)
 
 
-def _digest(
-    settings: Config, one: digests.Digest, known: digests.Memory, *, dry_run: bool, as_json: bool
-) -> bool:
+def _digest(settings: Config, one: digests.Digest, known: digests.Memory, *, dry_run: bool, as_json: bool) -> bool:
     """Whether it went out, or would."""
     sender = settings.notices.sender.replace("{domain}", one.recipient.rpartition("@")[2])
-    words = digests.Words(sender, settings.notices.admin, settings.quarantine.keep)
+    spans = [settings.quarantine.keep_for(kind, one.recipient) for kind in KINDS]
+    words = digests.Words(sender, settings.notices.admin, (min(spans), max(spans)))
     error = "" if one.sendable else "is no address that mail can be sent to"
     if not error and not dry_run:
         now = time.time()
@@ -323,7 +351,7 @@ def _digest(
         messages = [row._asdict() for row in one.rows]
         click.echo(json.dumps({"recipient": one.recipient, "messages": messages, "more": one.more, "error": error}))
     elif error:
-        click.echo(f"{_safe(one.recipient)}: {error}", err=True)
+        click.echo(f"{safe(one.recipient)}: {error}", err=True)
     elif dry_run:
         click.echo(digests.text(one, words))
     return not error
@@ -350,32 +378,12 @@ def verify(everything: tuple[Any, Archive], *, mend: bool) -> None:
         for id_ in archive.ids("releasing"):
             wrong += 1
             click.echo(f"{id_}: is being released, or that was interrupted")
-        wrong += _unsound(archive)
+        for line in unsound(archive):
+            wrong += 1
+            click.echo(line)
     if not wrong:
         click.echo(f"{archive.path}: sound")
     raise SystemExit(1 if wrong else 0)
-
-
-def _unsound(archive: Archive) -> int:
-    import hashlib
-
-    wrong = 0
-    for id_ in archive.ids("held"):
-        try:
-            held = archive.read(id_)
-            sum_ = hashlib.sha256()
-            for chunk in archive.chunks(held):
-                sum_.update(chunk)
-        except KeyError as error:
-            wrong += 1
-            click.echo(f"{id_}: its message {error} is gone")
-        except (ValueError, TypeError):
-            continue  # said already
-        else:
-            if sum_.hexdigest() != held.digest:
-                wrong += 1
-                click.echo(f"{id_}: its message is not the one that was held (SHA-256 differs)")
-    return wrong
 
 
 def _read(archive: Archive, id_: str) -> Held:
@@ -387,8 +395,3 @@ def _read(archive: Archive, id_: str) -> Held:
         except (ValueError, TypeError) as error:
             raise click.ClickException(f"{id_}: the envelope cannot be read: {error}") from error
     raise click.ClickException(f"{id_}: no such message is held here")
-
-
-def _safe(text: str) -> str:
-    """Without control characters: a Subject may try to write to the terminal."""
-    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]", "?", text)

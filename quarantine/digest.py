@@ -28,7 +28,7 @@ SETTLED = 120.0
 
 _FILE_CAP = 1024 * 1024  # bytes; then the memory is written anew
 _LONGEST_SUBJECT = 200  # characters
-_ADDRESS = re.compile(r"[!-?A-~]{1,64}@[!-?A-~]{1,255}")
+ADDRESS = re.compile(r"[!-?A-~]{1,64}@[!-?A-~]{1,255}")
 _FILE = "digest"
 
 
@@ -50,15 +50,18 @@ class Digest(NamedTuple):
     @property
     def sendable(self) -> bool:
         """Whether the recipient is an address that mail can be sent to."""
-        return bool(_ADDRESS.fullmatch(self.recipient))
+        return bool(ADDRESS.fullmatch(self.recipient))
 
 
 class Words(NamedTuple):
-    """What a digest says besides: from whom it is, whom to ``ask`` for a release ("": the command), ``keep`` in s."""
+    """What a digest says besides: from whom it is, whom to ``ask`` for a release ("": the command).
+
+    ``keep`` are the shortest and the longest time, in seconds, for which the recipient's mail is held.
+    """
 
     sender: str
     ask: str
-    keep: float
+    keep: tuple[float, float]
 
 
 class Memory:
@@ -197,7 +200,8 @@ def _more(digest: Digest) -> str:
 
 
 def _kept(words: Words) -> str:
-    return f"Held mail is deleted after some {words.keep / 86400:g} days."
+    days = " to ".join(dict.fromkeys(f"{span / 86400:g}" for span in words.keep))
+    return f"Held mail is deleted after some {days} days."
 
 
 def _safe(row: Row) -> tuple[str, str, str, str]:

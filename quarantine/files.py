@@ -49,7 +49,8 @@ class Files:
         """Write the message and its envelope to tmp/, synced. Raises OSError, leaving nothing behind."""
         with contextlib.ExitStack() as stack:
             root = _beneath(self._base, self._relative, stack)
-            directories = {name: _child(root, name) for name in ("tmp", "messages", "held")}
+            # Those for later as well: once the disk is full, mail could not be deleted for want of a directory.
+            directories = {name: _child(root, name) for name in ("tmp", "messages", "held", "releasing", "released")}
             pending = PendingFile(directories)
             try:
                 pending.write(held, chunks)

@@ -4,6 +4,7 @@ It is only an index: whatever is in it was read from envelopes, and it can be de
 know of it; every command first brings it up to date with the directory, where the truth is.
 """
 
+import contextlib
 import os
 import sqlite3
 from collections.abc import Iterator
@@ -59,13 +60,12 @@ class Index:
 
     def __init__(self, archive: Archive) -> None:
         self._archive = archive
+        self._path = os.path.join(archive.path, "index.sqlite")
         self.damaged: list[tuple[str, str]] = []
-        before = os.umask(0o077)
         try:
-            self._database = sqlite3.connect(os.path.join(archive.path, "index.sqlite"), timeout=30)
-        finally:
-            os.umask(before)
-        self._migrate()
+            self._database = _opened(self._path)
+        except sqlite3.Error as error:
+            self._database = self._another(error)
 
     def close(self) -> None:
         """Close the database."""
@@ -73,6 +73,15 @@ class Index:
 
     def update(self) -> None:
         """Bring it up to date: new envelopes are read, those that are gone are dropped. Raises OSError."""
+        try:
+            self._update()
+        except sqlite3.Error as error:
+            self._database.close()
+            self._database = self._another(error)
+            self._update()
+
+    def _update(self) -> None:
+        self.damaged.clear()
         with self._database:
             for state in STATES:
                 there = set(self._archive.ids(state))
@@ -84,6 +93,19 @@ class Index:
                     "INSERT OR REPLACE INTO envelope VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                     self._new(state, sorted(there - known)),
                 )
+
+    def _another(self, error: sqlite3.Error) -> sqlite3.Connection:
+        """A new one for one that is damaged; in memory where none can be written.
+
+        A full disk, or one that is read-only, must not hide what fills it.
+        """
+        if not isinstance(error, sqlite3.OperationalError):
+            with contextlib.suppress(OSError, sqlite3.Error):
+                for path in (f"{self._path}-journal", self._path):  # the old one's must not be rolled back into the new
+                    with contextlib.suppress(FileNotFoundError):
+                        os.unlink(path)
+                return _opened(self._path)
+        return _opened(":memory:")
 
     def search(self, what: Search, now: float, state: str = "held") -> Iterator[Row]:
         """The envelopes that match, oldest first."""
@@ -132,7 +154,18 @@ class Index:
                 continue
             yield row
 
-    def _migrate(self) -> None:
-        done = self._database.execute("PRAGMA user_version").fetchone()[0]
+
+def _opened(path: str) -> sqlite3.Connection:
+    before = os.umask(0o077)
+    try:
+        database = sqlite3.connect(path, timeout=30)
+    finally:
+        os.umask(before)
+    try:
+        done = database.execute("PRAGMA user_version").fetchone()[0]
         for number, script in enumerate(_MIGRATIONS[done:], done + 1):
-            self._database.executescript(f"BEGIN; {script} PRAGMA user_version = {number}; COMMIT;")
+            database.executescript(f"BEGIN; {script} PRAGMA user_version = {number}; COMMIT;")
+    except BaseException:
+        database.close()
+        raise
+    return database

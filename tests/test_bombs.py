@@ -32,9 +32,9 @@ def chunks():
     yield head
     for at in range(0, len(data), 65536):
         yield data[at:at + 65536]
-def used(who):
-    return resource.getrusage(who).ru_maxrss
-before, start = used(resource.RUSAGE_SELF), time.monotonic()
+def used():  # ru_maxrss begins with what the process had that started this one
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
+before, start = used(), time.monotonic()
 if sys.argv[4] == "read":
     found = attachments.read(chunks())
     said, number = found.unread, len(found.files)
@@ -42,7 +42,8 @@ else:
     bounds = Bounds()
     number = sum(1 for _ in attachments.contents(chunks(), bounds))
     said = bounds.exceeded
-print(json.dumps([time.monotonic() - start, used(resource.RUSAGE_SELF) - before, used(resource.RUSAGE_CHILDREN), number, said]))
+child = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+print(json.dumps([time.monotonic() - start, used() - before, child, number, said]))
 """
 
 
@@ -75,6 +76,7 @@ TEN = 10 << 30
 BOMBS: dict[str, tuple[Callable[[Path], bytes], str]] = {
     "ten.zip": (lambda _: packed.zip_of(b"zeros.txt", packed.zeros(10), TEN & 0xFFFFFFFF), "200 times"),
     "lies.zip": (lambda _: packed.zip_of(b"in.tar", packed.zeros(10), 100), "too much"),
+    "letter.zip": (lambda _: packed.zip_of(b"a.eml", packed.zeros(30), 0xFFFFFFFF), "too much"),
     "ten.gz": (lambda _: b"\x1f\x8b\x08\x00" + bytes(6) + packed.zeros(10), "too much"),
     "zeros.xz": (lambda _: lzma.compress(b"text" * (64 << 20), preset=0), "200 times"),
     "42.zip": (lambda _: forty_two(), "too deep"),

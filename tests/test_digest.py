@@ -110,7 +110,8 @@ def test_what_comes_later_comes_with_the_next(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "subject", ["<script>alert(1)</script>", "\x1b[31mred", "a\nBcc: x@example.net", "\u202eexe.pdf", "x" * 5000, "Grüße"]
+    "subject",
+    ["<script>alert(1)</script>", "\x1b[31mred", "a\nBcc: x@example.net", "\u202eexe.pdf", "x" * 5000, "Grüße"],
 )
 def test_subjects_are_shown_safely(tmp_path: Path, subject: str) -> None:
     site = Site(tmp_path)
@@ -164,6 +165,20 @@ def test_the_administrator_can_be_asked(tmp_path: Path) -> None:
     ((_, letter),) = site.sent()
     assert "write to help@example.org" in words(letter)
     assert f'href="mailto:help@example.org?subject=release%20{one.id}"' in words(letter, "html")
+
+
+def test_it_says_how_long_mail_is_held(tmp_path: Path) -> None:
+    """For this recipient, by all that keep-by says of reasons."""
+    site = Site(tmp_path)
+    settings = site.config.read_text()
+    site.hold()
+    for more, days in (
+        ("", "30"),
+        ('keep-by = { virus = "7 d" }\n', "7 to 30"),
+        ('keep-by = { virus = "7 d", "example.org" = "2 d" }\n', "2"),
+    ):
+        site.config.write_text(settings + more)
+        assert f"deleted after some {days} days." in site.run("digest", "--dry-run").stdout
 
 
 def test_only_so_many_are_listed(tmp_path: Path) -> None:

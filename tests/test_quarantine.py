@@ -1,5 +1,7 @@
 """What is held can be found, shown, released once, deleted, expired and verified."""
 
+import base64
+import errno
 import json
 import os
 import subprocess
@@ -10,7 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from deliver import tree
+from quarantine.commands import cli
 from quarantine.files import Files
 from quarantine.release import NotReleased, delete, release, repair
 from quarantine.sqlite import Index, Search
@@ -56,10 +61,14 @@ def archive(request: pytest.FixtureRequest, tmp_path: Path) -> Archive:
     return Files(str(tmp_path), "quarantine")
 
 
-def run(maildir: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run(
+    maildir: Path, *arguments: str, config: Path | None = None, path: str = os.defpath
+) -> subprocess.CompletedProcess[str]:
     """The `quarantine` command on a mailbox's own quarantine."""
     command = [sys.executable, "-m", "quarantine", "--directory", str(maildir.parent / "quarantine"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    if config:
+        command[3:3] = ["--config", str(config)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "PATH": path})
 
 
 def test_what_was_put_is_there(archive: Archive, maildir: Path) -> None:
@@ -125,6 +134,25 @@ def test_release_delivers_to_where_it_was_going(archive: Archive, maildir: Path)
     assert archive.ids("released") == [one.id]
     audit = (Path(archive.path) / "audit.log").read_text()
     assert {"who": "me", "did": "release", "id": one.id}.items() <= json.loads(audit).items()
+
+
+def test_a_release_does_not_look_at_the_others(
+    archive: Archive, maildir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So it takes as long with a hundred thousand held as with one."""
+    one = put(archive, held(maildir))
+    kept = Path(archive.path)
+    real_scan, real_list = os.scandir, os.listdir
+
+    def not_here(path: Any) -> Any:
+        assert not Path(os.readlink(f"/proc/self/fd/{path}") if isinstance(path, int) else path).is_relative_to(kept)
+        return path
+
+    monkeypatch.setattr(os, "scandir", lambda path=".": real_scan(not_here(path)))
+    monkeypatch.setattr(os, "listdir", lambda path=".": real_list(not_here(path)))
+    release(archive, one.id, "me")
+    monkeypatch.undo()
+    assert len(list((maildir / "new").iterdir())) == 1
 
 
 def test_two_who_release_at_once_deliver_once(archive: Archive, maildir: Path) -> None:
@@ -256,6 +284,140 @@ def test_the_index_may_be_lost(archive: Archive, maildir: Path) -> None:
     assert len(run(maildir, "list", "--json").stdout.splitlines()) == 1
     (Path(archive.path) / "index.sqlite").unlink()
     assert len(run(maildir, "list", "--json").stdout.splitlines()) == 1
+
+
+def test_a_damaged_index_is_made_anew(archive: Archive, maildir: Path) -> None:
+    """SQLite's own files lose nothing that matters."""
+    one = put(archive, held(maildir))
+    for damage in (b"no database\n" * 100, b"SQLite format 3\x00" + b"\xff" * 4080):
+        (Path(archive.path) / "index.sqlite").write_bytes(damage)
+        done = run(maildir, "list", "--json")
+        assert (done.returncode, json.loads(done.stdout)["id"]) == (0, one.id)
+        assert (Path(archive.path) / "index.sqlite").read_bytes().startswith(b"SQLite format 3\x00")
+
+
+def test_without_an_index_that_can_be_written(archive: Archive, maildir: Path) -> None:
+    """A disk that is full or read-only: what fills it can be found and deleted all the same."""
+    one = put(archive, held(maildir))
+    (Path(archive.path) / "index.sqlite").mkdir()
+    assert json.loads(run(maildir, "list", "--json").stdout)["id"] == one.id
+    assert run(maildir, "expire", "--keep", "0 s").returncode == 0
+    assert archive.ids() == []
+
+
+class Full(Files):
+    """No byte more can be written, until something was removed if that is ``patient``."""
+
+    def __init__(self, base: str, relative: str, *, patient: bool) -> None:
+        super().__init__(base, relative)
+        self._patient = patient
+
+    def note(self, **record: object) -> None:
+        """Add to the audit log."""
+        if not self._patient or self.ids("releasing"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        super().note(**record)
+
+
+def test_what_makes_room_needs_none(archive: Archive, maildir: Path, tmp_path: Path) -> None:
+    """On a full disk the record comes after the deed, or is said to be missing."""
+    one, two = put(archive, held(maildir)), put(archive, held(maildir))
+    delete(Full(str(tmp_path), "quarantine", patient=True), one.id, "me")
+    assert json.loads((Path(archive.path) / "audit.log").read_text())["id"] == one.id
+    with pytest.raises(NotReleased, match="could not be recorded"):
+        delete(Full(str(tmp_path), "quarantine", patient=False), two.id, "me")
+    assert archive.ids() == archive.ids("releasing") == []
+
+
+def test_what_cannot_be_recorded_for_another_reason_stays(
+    archive: Archive, maildir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = put(archive, held(maildir))
+
+    def refuse(**_record: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(archive, "note", refuse)
+    with pytest.raises(NotReleased, match="still held"):
+        delete(archive, one.id, "me")
+    assert archive.ids() == [one.id]
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can act for others")
+def test_what_root_does_is_the_owners(scratch: Path) -> None:
+    """An administrator releases for somebody: whoever reads the mailbox must be able to read it, and to go on."""
+    maildir = scratch / "Maildir"
+    for part in ("tmp", "new", "cur", "deliver"):
+        (maildir / part).mkdir(parents=True)
+    owner = scratch.stat()
+    for path in (maildir, *maildir.iterdir()):
+        os.chown(path, owner.st_uid, owner.st_gid)
+    with tree.as_owner(maildir.stat()):
+        one = put(Files(str(maildir), "deliver/quarantine"), held(maildir))
+        two = put(Files(str(maildir), "deliver/quarantine"), held(maildir))
+    command = [sys.executable, "-m", "quarantine", "--maildir", str(maildir)]
+    for arguments in (["list"], ["release", one.id], ["delete", two.id], ["verify"], ["expire"]):
+        subprocess.run([*command, *arguments], check=True, capture_output=True)
+    assert len(list((maildir / "new").iterdir())) == 1
+    owners = {path.stat().st_uid for path in maildir.rglob("*")}
+    assert owners == {owner.st_uid} != {0}
+
+
+def test_to_another_address_of_ours_it_is_not_filtered_again(archive: Archive, maildir: Path, tmp_path: Path) -> None:
+    """It goes straight into that mailbox; not through the mail server, whose filter would hold it anew."""
+    one = put(archive, held(maildir))
+    other = tmp_path / "dom" / "example.org" / "other" / "Maildir"
+    for part in ("tmp", "new", "cur"):
+        (other / part).mkdir(parents=True)
+    site = tmp_path / "site.toml"
+    site.write_text(f'[users]\nmaildir = "{tmp_path}/dom/{{domain}}/{{user}}/Maildir"\n')
+    done = run(maildir, "release", "--to", "other@example.org", one.id, config=site)
+    assert done.returncode == 0, done.stderr
+    (stored,) = (other / "new").iterdir()
+    assert stored.read_bytes() == one.top.encode() + BODY.removeprefix(b"Return-Path: <a@b>\n")
+    assert list((maildir / "new").iterdir()) == []
+
+
+def test_to_an_address_elsewhere_it_is_a_new_message(archive: Archive, maildir: Path, tmp_path: Path) -> None:
+    """Without Return-Path, which the next delivery writes, and without our Delivered-To, which is a loop to it."""
+    one = put(archive, held(maildir))
+    program = tmp_path / "bin" / "sendmail"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/arguments\ncat > {tmp_path}/sent\n')
+    program.chmod(0o755)
+    done = run(maildir, "release", "--to", "you@example.org", one.id, path=str(program.parent))
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "arguments").read_text() == "-i -f a@b -- you@example.org\n"
+    assert (tmp_path / "sent").read_bytes() == b"X-Virus-Status: Infected (X)\n" + BODY.partition(b"\n")[2]
+    refused = run(maildir, "release", "--to", "not an address", one.id)
+    assert (refused.returncode, "expected an address" in refused.stderr) == (2, True)
+
+
+def test_show_reads_what_is_encoded(archive: Archive, maildir: Path) -> None:
+    """The text as its reader sees it, the whole header, and what is attached."""
+    text = base64.encodebytes("Grüße\x1b[2J aus Köln\n".encode())
+    body = (
+        b"Received: from x\n\tby y\nFrom: =?utf-8?q?J=C3=BCrgen?= <a@b>\nContent-Type: multipart/mixed; boundary=b\n\n"
+        b"--b\nContent-Type: text/plain; charset=utf-8\nContent-Transfer-Encoding: base64\n\n" + text + b"--b\n"
+        b'Content-Type: image/png; name="a.png"\nContent-Transfer-Encoding: base64\n\niVBORw0KGgo=\n--b--\n'
+    )
+    said = run(maildir, "show", put(archive, held(maildir), body).id).stdout
+    for line in ("Received: from x by y", "From: Jürgen <a@b>", "Grüße?[2J aus Köln", "file       a.png (image/png)"):
+        assert line in said.splitlines()
+    only_html = b"Content-Type: text/html\n\n<p>Hello <b>you</b><script>evil()</script>\n"
+    said = run(maildir, "show", put(archive, held(maildir), only_html).id).stdout
+    assert "Hello you" in said
+    assert "evil" not in said
+
+
+def test_a_user_whom_nobody_knows(archive: Archive, maildir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A uid without an entry in passwd(5) is recorded as a number."""
+    one = put(archive, held(maildir))
+    for name in ("SUDO_USER", "LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)
+    CliRunner().invoke(cli, ["--directory", archive.path, "delete", one.id], catch_exceptions=False)
+    assert json.loads((Path(archive.path) / "audit.log").read_text())["who"] == str(os.getuid())
 
 
 def test_nobody_else_can_read_it(archive: Archive, maildir: Path) -> None:

@@ -77,7 +77,7 @@ class Attached:
         names = [*file.names, file.path] if file.path else list(file.names)
         yield from (name for name in file.names if "too-long" in self._tricks and len(name) > filenames.LONGEST)
         for name in names:
-            if any(glob.match(name) for glob in self._forbidden):
+            if any(glob.match(one) for one in filenames.readings(name) for glob in self._forbidden):
                 yield attachments.base_name(name) or name
         for name in file.names:
             if "double-extension" in self._tricks and filenames.has_double_extension(name):
