@@ -10,6 +10,7 @@ import fcntl
 import json
 import os
 import re
+import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -45,6 +46,9 @@ _INCLUDED = (".mailfilter", "Maildir/.mailfilter", "Maildir/mailfilter")
 
 # What qmailadmin's --enable-spamcmd-needs-email puts behind its command, and a shell takes as it stands.
 _ADDRESS = re.compile(r"[A-Za-z0-9._+=-]+@[A-Za-z0-9.-]+")
+
+
+_PROCMAIL = re.compile(r"""[\s|/"']procmail(?:["'\s]|$)""")
 
 
 class Trouble(NamedTuple):
@@ -135,8 +139,10 @@ def decide(root: Root, path: str, site: Site) -> Decision | Failed:
     except OSError as error:
         return Failed(path, error.strerror or str(error))
     lines = qmailfile.parse(before)
-    after, left, notes = rewritten(lines, Home(os.path.join(root.path, os.path.dirname(path)), root.path), site)
-    return Decision(path, lines, before, qmailfile.render(after), state, tuple(left), tuple(notes))
+    home = Home(os.path.normpath(os.path.join(root.path, os.path.dirname(path))), root.path)
+    after, left, notes = rewritten(lines, home, site)
+    left += _of_procmail(lines, home, site)
+    return Decision(path, lines, before, qmailfile.render(after), state, tuple(sorted(left)), tuple(notes))
 
 
 class Home(NamedTuple):
@@ -253,8 +259,10 @@ def _of_options(call: Filtering, site: Site) -> str:
             for key, text in rule.headers
         }
         if not colon or pair not in added:
-            rule = f'[[rule]] sees = "all" add-header = {{ "{name.strip()}" = "{value.strip()}" }}'
-            return f"-A adds a header line; the configuration needs, before all other rules: {rule}"
+            words = [json.dumps(text, ensure_ascii=False) for text in (name.strip(), value.strip())]  # TOML's as well
+            rule = ("[[rule]]", 'sees = "all"', f"add-header = {{ {words[0]} = {words[1]} }}")
+            why = "-A adds a header line; the configuration needs, before all other rules:"
+            return "\n        ".join((why, *rule))
     return ""
 
 
@@ -304,15 +312,32 @@ def _has_text(path: str) -> bool:
 
 
 def _needs_conversion(own: str, home: Home, site: Site) -> str:
-    beside = os.path.dirname(os.path.normpath(os.path.join(home.path, site.config.maildir)))
-    path = os.path.join(beside, site.config.user_rules)
+    own, path = os.path.normpath(own), _own_rules(home, site)
     if not site.config.user_rules or not os.path.lexists(path):
-        return f"{own} is a filter of the user's own: convert it to {path} first"
+        return f"{own} is a filter of the user's own: first {_convert('maildrop', own, path)}"
     try:
-        error = personal(path, site.config, os.stat(beside).st_uid).error
+        error = personal(path, site.config, os.stat(os.path.dirname(path)).st_uid).error
     except (DeliverError, OSError) as failure:
         error = str(failure)
     return f"{path}, the conversion of {own}, cannot be used: {error}" if error else ""
+
+
+def _own_rules(home: Home, site: Site) -> str:
+    beside = os.path.dirname(os.path.normpath(os.path.join(home.path, site.config.maildir)))
+    return os.path.join(beside, site.config.user_rules)
+
+
+def _convert(language: str, own: str, path: str) -> str:
+    return f"deliver convert {language} {shlex.quote(own)} -o {shlex.quote(path)}"
+
+
+def _of_procmail(lines: tuple[Line, ...], home: Home, site: Site) -> list[Trouble]:
+    """Lines that call procmail are for people to change: what its recipes do, and in which file, only they can tell."""
+    recipes = next(filter(_has_text, (os.path.join(above, ".procmailrc") for above in home.above())), "")
+    first = f"{_convert('procmail', recipes, _own_rules(home, site))}, then " if recipes else ""
+    why = f"calls procmail; {first}write |{site.command} in its place"
+    numbered = enumerate(lines, 1)
+    return [Trouble(at, why) for at, line in numbered if line.kind is Kind.AGENT and _PROCMAIL.search(line.text)]
 
 
 class Journal:

@@ -1,6 +1,6 @@
 """Is each part there, how fast, and what to do about what is not. Nothing is changed and nothing is delivered.
 
-Each check is one function and one line of CHECKS, or of MAILBOX_CHECKS for what every mailbox is asked.
+Each check is one function and one line of CHECKS. What every mailbox is asked stands in doctor_mailboxes.
 """
 
 import asyncio
@@ -12,18 +12,19 @@ import os
 import re
 import socket
 import stat
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 from deliver import config as configuration
-from deliver import libarchive, qmailfile, quota, subscriptions, tickbox, tree, wiring
+from deliver import forward, libarchive, qmailfile, tickbox, wiring
 from deliver.errors import DeliverError
 from deliver.qmailfile import Kind
-from deliver.rules.model import is_inbox
 from deliver.scan import Scanner
 from deliver.scanners.clamd import Clamd
 from deliver.settings import Config
+from deliver.units import counted
 from deliver.values import Envelope, Finding, Verdict
 
 SLOW = 3.0
@@ -60,7 +61,7 @@ class Case(NamedTuple):
     """What is examined. ``config`` is None where the file at ``path`` cannot be used.
 
     ``samples`` are messages: "ham", "spam" (GTUBE) and "virus" (EICAR). ``root`` stands before the paths of the mail
-    server's files and SpamAssassin's rules; ``now`` in seconds since the epoch.
+    server's files and SpamAssassin's rules; ``now`` in seconds since the epoch. ``command`` is the one that delivers.
     """
 
     path: str
@@ -68,20 +69,12 @@ class Case(NamedTuple):
     samples: Mapping[str, bytes]
     root: str = "/"
     now: float = 0.0
+    command: str = "/usr/local/bin/deliver"
 
     @property
     def settings(self) -> Config:
         """The configuration, or the defaults."""
         return self.config or Config()
-
-
-class Place(NamedTuple):
-    """One mailbox: the open Maildir, its absolute path, and its directory's."""
-
-    fd: int
-    maildir: str
-    home: str
-    state: os.stat_result
 
 
 class InMemory(NamedTuple):
@@ -120,7 +113,7 @@ def the_configuration(case: Case) -> Iterator[Said]:
         first = f"{configuration.where(errors[0])}{errors[0].text}"
         yield Said("problem", f"{case.path}: {first}", "`deliver check` shows all errors; until then all mail waits")
     elif problems:
-        yield Said("warning", f"{case.path}: {len(problems)} warnings", "`deliver check` shows them")
+        yield Said("warning", f"{case.path}: {counted(len(problems), 'warning')}", "`deliver check` says more")
     try:
         state = os.stat(case.path)
     except OSError:
@@ -232,6 +225,8 @@ def the_service(case: Case) -> Iterator[Said]:
     if not doors[0][0].removeprefix("unix:") or not os.path.exists(doors[0][0].removeprefix("unix:")):
         yield Said("ok", "not running: each delivery does its own work")
         return
+    if not os.environ.get("DELIVER_SOCKET"):
+        yield from _asked_elsewhere(case)
     for address, greeting in doors:
         begun = time.monotonic()
         try:
@@ -243,6 +238,19 @@ def the_service(case: Case) -> Iterator[Said]:
             yield Said("problem", f"{address}: said {said!r}", "is it `deliver serve` that listens there?")
         else:
             yield Said("ok", f"{address} answers in {time.monotonic() - begun:.2f} s")
+
+
+def _asked_elsewhere(case: Case) -> Iterator[Said]:
+    """`make install SOCKET=...` wrote into the command where it asks; the service goes by its configuration."""
+    try:
+        with open(case.command, encoding="utf-8", errors="replace") as file:
+            found = re.search(r"(?m)^socket=(.*)$", file.read())
+    except OSError:
+        return
+    listens = case.settings.service.socket
+    if found and found[1] != listens:
+        words = f"listens at {listens}, {case.command} asks {f'at {found[1]}' if found[1] else 'no service'}"
+        yield Said("problem", words, f"make install SOCKET={listens}")
 
 
 def _knock(address: str, length: int) -> bytes:
@@ -278,15 +286,18 @@ def the_quarantine(case: Case) -> Iterator[Said]:
         yield Said("problem", f"{directory}: {error.strerror}")
         return
     free = os.statvfs(directory)
+    if free.f_flag & os.ST_RDONLY:
+        yield Said("problem", f"{directory}: the file system is read-only, so such mail waits", "mount it for writing")
+        return
     megabytes, files = free.f_bavail * free.f_frsize // 1_000_000, free.f_favail if free.f_files else LOW_FILES
     if megabytes < LOW_MEGABYTES or files < LOW_FILES:
         words = f"{directory}: room for {megabytes} MB and {files} files is left; once it is full, such mail waits"
         yield Said("problem", words, "make room, or run `quarantine expire` from cron")
     else:
-        yield _closed(directory, state) or Said("ok", directory)
+        yield closed(directory, state) or Said("ok", directory)
 
 
-def _closed(path: str, state: os.stat_result) -> Said | None:
+def closed(path: str, state: os.stat_result) -> Said | None:
     """What is wrong with a directory in which mail is held."""
     if not stat.S_ISDIR(state.st_mode) or not state.st_mode & 0o200:
         return Said("problem", f"{path} is no directory that its owner can write to", f"chmod 700 {path}")
@@ -305,7 +316,8 @@ def the_attachments(case: Case) -> Iterator[Said]:
         yield Said("ok", "libarchive is there")
     if importlib.util.find_spec("oletools") is None:
         words = "oletools is not installed: macros are told by what the files say of themselves"
-        yield Said("ok", words, "pip install 'deliver[macros]' finds more of them")
+        advice = f"to find more of them: {sys.prefix}/bin/python -m pip install 'oletools>=0.60.2,<1'"
+        yield Said("ok", words, advice)
 
 
 def the_log(case: Case) -> Iterator[Said]:
@@ -313,8 +325,15 @@ def the_log(case: Case) -> Iterator[Said]:
     path = case.settings.log.to
     if path in ("syslog", "stderr"):
         return
-    if not os.path.exists(path):
-        yield Said("warning", f"{path} is not there", "make it with the owner that mail is delivered as, mode 640")
+    try:
+        state = os.stat(path)
+    except OSError as error:
+        words = f"{path} is not there" if isinstance(error, FileNotFoundError) else f"{path}: {error.strerror}"
+        yield Said("warning", words, "make it with the owner that mail is delivered as, mode 640")
+        return
+    if state.st_uid == 0 and not state.st_mode & 0o022:
+        words = f"{path} can be written by root alone: mail that is delivered as another user is logged in syslog"
+        yield Said("warning", words, f"chown it to whoever mail is delivered as, such as: chown vpopmail {path}")
 
 
 def the_mail_server(case: Case) -> Iterator[Said]:
@@ -322,9 +341,13 @@ def the_mail_server(case: Case) -> Iterator[Said]:
     default = os.path.join(case.root, "var/qmail/control/defaultdelivery")
     with contextlib.suppress(OSError), open(default, "rb") as file:
         lines = qmailfile.parse(file.read(qmailfile.LARGEST))
-        yield from _delivering_lines(default, lines)
+        yield from delivering_lines(default, lines, f"write |{case.command} in its place")
     with contextlib.suppress(OSError):
         yield from _postfix(case)
+    queue, *others = (f"{forward.QMAIL}/qmail-queue", *(f"{place}/sendmail" for place in forward.SENDMAIL))
+    if not any(os.access(os.path.join(case.root, path.lstrip("/")), os.X_OK) for path in (queue, *others)):
+        words = f"there is no {queue}, {' or '.join(others)}: mail that a rule forwards, and answers, wait"
+        yield Said("warning", words, "install the mail server's, unless the PATH that it gives us has one")
 
 
 def _postfix(case: Case) -> Iterator[Said]:
@@ -348,12 +371,15 @@ def _postfix(case: Case) -> Iterator[Said]:
             yield Said("ok", f"Postfix: {name}")
 
 
-def _delivering_lines(path: str, lines: tuple[qmailfile.Line, ...]) -> Iterator[Said]:
+def delivering_lines(path: str, lines: tuple[qmailfile.Line, ...], instead: str) -> Iterator[Said]:
+    """What is wrong with a .qmail file's lines; ``instead`` says what else to do where adopt leaves maildrop's."""
     state = tickbox.state(lines, virtual=True)
     if state.word == "twice":
-        yield Said("problem", f"{path}: {state.words}", "delete all but one of: " + "; ".join(_delivering(lines)))
+        adopts = not instead and any(line.kind is Kind.MAILDROP for line in lines)
+        delete = "delete all but one of: " + "; ".join(_delivering(lines))
+        yield Said("problem", f"{path}: {state.words}", "`deliver adopt`" if adopts else delete)
     elif state.word == "maildrop":
-        yield Said("warning", f"{path}: calls maildrop", "`deliver adopt`")
+        yield Said("warning", f"{path}: calls maildrop", instead or "`deliver adopt`")
     for line in lines:
         if line.kind is Kind.OURS and re.match(rb"\|\s*(\S*/)?preline\s", line.raw):
             yield Said("warning", f"{path}: calls us through preline", f"not needed, slower: {line.text.strip()}")
@@ -363,113 +389,6 @@ def _delivering_lines(path: str, lines: tuple[qmailfile.Line, ...]) -> Iterator[
 
 def _delivering(lines: tuple[qmailfile.Line, ...]) -> list[str]:
     return [line.text.strip() for line in lines if line.kind in qmailfile.DELIVERING]
-
-
-def mailbox_quota(_case: Case, place: Place) -> Iterator[Said]:
-    """What maildirsize says and what is there."""
-    try:
-        usage = quota.assess(place.fd, None)
-        if usage is None:
-            return
-        size, count = quota.measure(place.fd)
-    except OSError as error:
-        yield Said("warning", f"{place.maildir}: cannot be counted: {error.strerror or error}")
-        return
-    if (usage.size, usage.count) != (size, count):
-        words = f"{place.maildir}: maildirsize says {usage.size} bytes and {usage.count} messages, on disk are "
-        yield Said("warning", f"{words}{size} and {count}", f"deliver quota recount {place.maildir}")
-
-
-def mailbox_folders(case: Case, place: Place) -> Iterator[Said]:
-    """One spam folder, and one that mail programs show."""
-    folder = case.settings.spam.folder
-    there = [name for name in ("Spam", "Junk") if _is_directory(place.fd, f".{name}")]
-    if len(there) > 1:
-        advice = f"spam goes to {folder}: move the other's mail there, and tell the mail program"
-        yield Said("warning", f"{place.maildir}: has both .Spam and .Junk", advice)
-    if is_inbox(folder) or not _is_directory(place.fd, f".{folder}"):
-        return
-    lists = {name: _lines(place.fd, name) for name in (subscriptions.COURIER, subscriptions.DOVECOT)}
-    wanted = {subscriptions.COURIER: {f"INBOX.{folder}"}, subscriptions.DOVECOT: {folder, folder.replace(".", "\t")}}
-    missing = [name for name, found in lists.items() if found is not None and not found & wanted[name]]
-    if missing or not any(found is not None for found in lists.values()):
-        where = ", ".join(missing) or "any list"
-        advice = "the owner subscribes to it in the mail program; else spam is never seen"
-        yield Said("warning", f"{place.maildir}: {folder} is not subscribed in {where}", advice)
-
-
-def _is_directory(directory: int, name: str) -> bool:
-    try:
-        return stat.S_ISDIR(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode)
-    except OSError:
-        return False
-
-
-def _lines(directory: int, name: str) -> set[str] | None:
-    try:
-        return set(qmailfile.read(directory, name)[0].decode("utf-8", "replace").split("\n"))
-    except OSError:
-        return None
-
-
-def mailbox_permissions(case: Case, place: Place) -> Iterator[Said]:
-    """Who may read the mail, write the rules, and reach what is held."""
-    mode = place.state.st_mode
-    if mode & 0o022:
-        yield Said("problem", f"{place.maildir} can be written by others", f"chmod go-w {place.maildir}")
-    elif mode & 0o007:
-        yield Said("warning", f"{place.maildir} can be entered by everybody", f"chmod o= {place.maildir}")
-    if mode & 0o700 != 0o700:
-        yield Said("problem", f"{place.maildir} cannot be used by its owner", f"chmod u+rwx {place.maildir}")
-    directory = case.settings.quarantine.directory
-    if directory.startswith("{maildir}/"):
-        path = directory.removeprefix("{maildir}/")
-        with contextlib.suppress(OSError):
-            state = os.stat(path, dir_fd=place.fd, follow_symlinks=False)
-            full = f"{place.maildir}/{path}"
-            if state.st_uid != place.state.st_uid:
-                owner = f"chown -R --reference={place.maildir} {full}"
-                yield Said("problem", f"{full} does not belong to the Maildir's owner", owner)
-            elif wrong := _closed(full, state):
-                yield wrong
-    if case.settings.user_rules:
-        path = os.path.join(place.home, case.settings.user_rules)
-        with contextlib.suppress(DeliverError):
-            error = configuration.personal(path, case.settings, place.state.st_uid).error
-            if error:
-                yield Said("warning", f"{path}: {error}", f"deliver check --user {path}")
-
-
-def mailbox_qmail(_case: Case, place: Place) -> Iterator[Said]:
-    """What keeps qmail from delivering (dot-qmail(5), qmail-local's checks), and what delivers twice."""
-    path = os.path.join(place.home, tickbox.FILE)
-    try:
-        directory = qmailfile.open_directory(place.home)
-    except OSError:
-        return
-    try:
-        home = os.fstat(directory)
-        try:
-            data, state = qmailfile.read(directory, tickbox.FILE)
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            yield Said("warning", f"{path}: {error.strerror or error}")
-            return
-    finally:
-        os.close(directory)
-    if home.st_mode & 0o002:
-        yield Said("problem", f"{place.home} can be written by everybody: qmail defers", f"chmod o-w {place.home}")
-    if home.st_mode & stat.S_ISVTX:
-        yield Said("warning", f"{place.home} is sticky: qmail defers all its mail", f"chmod -t {place.home}")
-    lines = qmailfile.parse(data)
-    if state.st_mode & 0o002:
-        yield Said("problem", f"{path} can be written by everybody: qmail defers", f"chmod o-w {path}")
-    if state.st_mode & 0o111 and any(line.kind is not Kind.FORWARD for line in qmailfile.spoken(lines)):
-        yield Said("problem", f"{path} is executable: qmail defers what it does not forward", f"chmod a-x {path}")
-    if lines and lines[0].kind is Kind.BLANK:
-        yield Said("problem", f"{path}: the first line is blank: qmail defers", "delete that line")
-    yield from _delivering_lines(path, lines)
 
 
 CHECKS: tuple[tuple[str, Callable[[Case], Iterator[Said]]], ...] = (
@@ -485,13 +404,6 @@ CHECKS: tuple[tuple[str, Callable[[Case], Iterator[Said]]], ...] = (
     ("mail server", the_mail_server),
 )
 
-MAILBOX_CHECKS: tuple[tuple[str, Callable[[Case, Place], Iterator[Said]]], ...] = (
-    ("quota", mailbox_quota),
-    ("folders", mailbox_folders),
-    ("permissions", mailbox_permissions),
-    (".qmail", mailbox_qmail),
-)
-
 
 def examine(case: Case) -> Iterator[tuple[str, Said]]:
     """Run each check about the site; one that breaks is a problem of its own."""
@@ -501,24 +413,3 @@ def examine(case: Case) -> Iterator[tuple[str, Said]]:
                 yield name, said
         except Exception as error:
             yield name, Said("problem", f"the check itself failed: {type(error).__name__}: {error}")
-
-
-def examine_mailbox(case: Case, top: int, path: str, shown: str) -> Iterator[tuple[str, Said]]:
-    """Run each check about the Maildir at ``path`` below the open directory ``top``; says nothing where all is well."""
-    try:
-        descriptor = qmailfile.open_directory(path, top)
-    except OSError as error:
-        yield "permissions", Said("problem", f"{shown}: {error.strerror}")
-        return
-    try:
-        place = Place(descriptor, shown, os.path.dirname(shown), os.fstat(descriptor))
-        for name, check in MAILBOX_CHECKS:
-            try:
-                with tree.as_owner(place.state):
-                    found = list(check(case, place))
-            except Exception as error:
-                found = [Said("problem", f"{shown}: the check itself failed: {type(error).__name__}: {error}")]
-            for said in found:
-                yield name, said
-    finally:
-        os.close(descriptor)

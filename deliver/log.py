@@ -16,7 +16,8 @@ _SYSLOG_LINE = 7000
 def to(where: str) -> Log:
     """A function that logs its keyword arguments to "syslog", "stderr" or a file. It never raises.
 
-    JSON keeps every line on one line and every byte printable, whatever stands in a Subject.
+    What a file cannot take goes to syslog: whoever logged first may have made it for one user alone. JSON keeps every
+    line on one line and every byte printable, whatever stands in a Subject.
     """
     if where == "syslog":
         return _syslog
@@ -27,19 +28,23 @@ def to(where: str) -> Log:
             with contextlib.suppress(OSError):
                 os.write(2, line.encode())
             return
-        append(where, line.encode())
+        if not append(where, line.encode()):
+            _syslog(**record)
 
     return write
 
 
-def append(path: str, line: bytes) -> None:
-    """Add a line to a file, in one write, so that two of them never mix; nothing where that fails. Never raises."""
-    with contextlib.suppress(OSError):
+def append(path: str, line: bytes) -> bool:
+    """Add a line to a file, in one write, so that two of them never mix; whether that could be. Never raises."""
+    try:
         fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o640)
         try:
             os.write(fd, line)
         finally:
             os.close(fd)
+    except OSError:
+        return False
+    return True
 
 
 def _syslog(**record: Any) -> None:

@@ -51,7 +51,14 @@ def look_up(address: str, settings: Users | None) -> Mailbox:
     if not local or not domain or "/" in address or local.startswith(".") or domain.startswith(".") or "\0" in address:
         raise CannotDo(f"{address}: is no address of a mailbox")
     by = settings or Users(maildir=_vpopmails_template())
-    found = users.look_up(by, address)
+    try:
+        found = users.look_up(by, address)
+    except users.CannotTell as error:
+        if settings:
+            raise
+        where = '[users] maildir = "/.../{domain}/{user}/Maildir"'
+        why = error.detail.removeprefix("[users] maildir: ")
+        raise CannotDo(f"{why}; if the domains lie elsewhere, say where: {where}") from None
     if found is None or found.extension:
         raise CannotDo(f"{address}: there is no such mailbox")
     return _existing(Mailbox(address, os.path.dirname(found.maildir), virtual=not by.passwd))
@@ -115,7 +122,7 @@ def disabled(lines: tuple[Line, ...], box: Mailbox) -> list[Line]:
     if now.word == "disabled":
         return list(lines)
     if now.word != "enabled":
-        raise CannotDo(now.words)
+        raise CannotDo(now.words + ("; `deliver adopt` first" if now.word == "maildrop" else ""))
     where = f"{box.directory.rstrip('/')}/Maildir/" if box.virtual else "./Maildir/"
     plain = qmailfile.parse(os.fsencode(where) + b"\n")[0]
     after = [plain if line.kind is Kind.OURS else line for line in lines]

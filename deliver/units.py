@@ -26,6 +26,11 @@ class Limit(NamedTuple):
     count: int = 0  # type: ignore[assignment]  # a tuple's count() is not missed here
 
 
+def counted(number: int, one: str, many: str = "") -> str:
+    """Such as "1 message" or "2 messages"; ``many`` where an s is not enough."""
+    return f"{number} {one if number == 1 else many or one + 's'}"
+
+
 def parse_size(text: str) -> int:
     """The number of bytes in "25 MiB"; KB, MB, GB are powers of 1000, KiB, MiB, GiB of 1024 (IEC 80000-13).
 

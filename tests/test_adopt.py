@@ -17,6 +17,7 @@ from main_job import Home
 
 from deliver import qmailfile
 from deliver.commands import cli
+from deliver.commands.adopt import installed as installed_command
 from deliver.qmailfile import Kind
 
 TOASTER = "| /usr/local/bin/maildrop /usr/local/etc/mail/mailfilter"
@@ -189,7 +190,6 @@ def test_two_filters_become_one(tree: Tree, lines: list[str], after: list[str]) 
         ("|maildrop $FILTER\n", "depends on a variable"),
         ("|maildrop /etc/mailfilter first second\n", "means something to the filter alone"),
         ("| /usr/local/bin/spamc -f | /usr/local/bin/maildrop\n", "[spamd]"),
-        (f"{QMT}\n", 'add-header = { "Content-Filter" = "maildrop-toaster" }'),
     ],
 )
 def test_what_is_not_understood_is_left_and_said(tree: Tree, text: str, why: str) -> None:
@@ -199,6 +199,15 @@ def test_what_is_not_understood_is_left_and_said(tree: Tree, text: str, why: str
     assert why in said
     assert "example.org/you/.qmail:" in said
     assert not tree.backup.exists()
+
+
+def test_the_rule_for_a_header_can_be_pasted(tree: Tree) -> None:
+    """As it is printed, it is TOML, and then adopt has nothing against the line."""
+    tree.user("you", f"{QMT}\n")
+    said = tree.adopt().splitlines()
+    rule = said[said.index("        [[rule]]") :][:3]
+    tree.config.write_text("\n".join(rule))
+    assert "1 rewritten" in tree.adopt()
 
 
 def test_a_header_that_the_configuration_adds_is_no_loss(tree: Tree) -> None:
@@ -243,7 +252,8 @@ def test_a_users_own_filter_needs_its_conversion(tree: Tree, line: str, filter_f
     qmail = tree.user("you", text)
     (tree.domain / filter_file).write_text('to "Maildir"\n')
     rules = qmail.parent / "mailfilter.toml"
-    assert "convert it" in tree.adopt()
+    own = tree.domain / filter_file
+    assert f"first deliver convert maildrop {own} -o {rules}\n" in tree.adopt()
     rules.write_text("[[rule]]\nfil = 'A'\n")  # deliver check --user refuses it
     assert "cannot be used" in tree.adopt()
     assert qmail.read_text() == text
@@ -367,7 +377,28 @@ def test_a_command_that_is_not_there_is_refused(tree: Tree) -> None:
     """All mail would wait."""
     tree.user("you", f"{TOASTER}\n")
     tree.command.unlink()
-    assert "no program" in tree.adopt(code=1)
+    assert f'there is no program "{tree.command}"' in tree.adopt("--dry-run")
+    assert f'there is no program "{tree.command}"' in tree.adopt(code=1)
+
+
+def test_the_command_is_the_installed_one(tmp_path: Path) -> None:
+    """PREFIX/lib/deliver and PREFIX/bin/deliver, as `make install` lays them out."""
+    assert installed_command(f"{tmp_path}/lib/deliver") == "/usr/local/bin/deliver"
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "deliver").symlink_to("/bin/true")
+    assert installed_command(f"{tmp_path}/lib/deliver") == f"{tmp_path}/bin/deliver"
+    assert installed_command(f"{tmp_path}") == "/usr/local/bin/deliver"
+
+
+def test_lines_of_procmail_are_shown_with_what_to_do(tree: Tree) -> None:
+    text = "|preline /usr/bin/procmail\n"
+    qmail = tree.user("you", text)
+    (qmail.parent / ".procmailrc").write_text(":0\n.Lists/\n")
+    convert = f"deliver convert procmail {qmail.parent}/.procmailrc -o {qmail.parent}/mailfilter.toml"
+    said = tree.adopt()
+    assert f"example.org/you/.qmail:1: left: calls procmail; {convert}, then write |{tree.command}" in said
+    assert "1 left" in said
+    assert qmail.read_text() == text
 
 
 def test_what_is_inside_a_maildir_is_no_address(tree: Tree) -> None:

@@ -1,8 +1,11 @@
 """doctor: real scanners are found well, broken parts are found broken, and each is told what to do."""
 
 import json
+import os
 import socket
+import sys
 import time
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +14,7 @@ import servers
 from click.testing import CliRunner
 from main_job import own
 
-from deliver import config, doctor
+from deliver import config, doctor, doctor_mailboxes
 from deliver.commands import cli
 from deliver.commands.sample import sample_message
 from deliver.doctor import Said
@@ -145,12 +148,75 @@ def test_the_quarantine(tmp_path: Path) -> None:
 def test_postfix(tmp_path: Path, limit: str, arguments: str, level: str) -> None:
     """As docs/install-postfix.md wants it."""
     (tmp_path / "etc" / "postfix").mkdir(parents=True)
+    (tmp_path / "usr" / "sbin").mkdir(parents=True)
+    (tmp_path / "usr/sbin/sendmail").symlink_to("/bin/true")
     (tmp_path / "etc/postfix/main.cf").write_text(f"{limit}\n")
     (tmp_path / "etc/postfix/master.cf").write_text(
         f"smtp inet n - y - - smtpd\n# x\ndeliver unix - n n - - pipe\n  flags=R user=vmail\n  argv=/usr/local/bin/deliver {arguments}\n"
         "dovecot unix - n n - - pipe\n  argv=/usr/lib/dovecot/deliver -d x\n"
     )
     assert levels(list(doctor.the_mail_server(case(tmp_path, 'maildir = "Maildir"\n')))) == [level]
+
+
+@pytest.mark.parametrize(
+    ("program", "level"), [("", "warning"), ("usr/lib/sendmail", ""), ("var/qmail/bin/qmail-queue", "")]
+)
+def test_who_sends_mail_on(tmp_path: Path, program: str, level: str) -> None:
+    one = case(tmp_path, 'maildir = "Maildir"\n')
+    if program:
+        (tmp_path / program).parent.mkdir(parents=True)
+        (tmp_path / program).symlink_to("/bin/true")
+    assert levels(list(doctor.the_mail_server(one))) == [level] * bool(level)
+
+
+def test_qmails_default_is_not_for_adopt(tmp_path: Path) -> None:
+    """It looks at .qmail files alone."""
+    control = tmp_path / "var" / "qmail" / "control"
+    control.mkdir(parents=True)
+    (control / "defaultdelivery").write_text("|maildrop\n")
+    said = words(list(doctor.the_mail_server(case(tmp_path, 'maildir = "Maildir"\n'))))
+    assert "write |/usr/local/bin/deliver in its place" in said
+
+
+def test_the_command_asks_where_the_service_listens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The installed command has the line `socket=`, which make wrote."""
+    monkeypatch.delenv("DELIVER_SOCKET", raising=False)
+    command, door = tmp_path / "deliver", tmp_path / "sock"
+    one = case(tmp_path, f'[service]\nsocket = "{door}"\nlmtp = []\n')._replace(command=str(command))
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(door))
+        listener.listen()
+        command.write_text("#!/bin/sh\nhome=/x\nsocket=/run/other.sock\n")
+        found = list(doctor.the_service(one))
+        assert levels(found) == ["problem", "ok"]
+        assert "asks at /run/other.sock" in found[0].words
+        assert found[0].advice == f"make install SOCKET={door}"
+        command.write_text(f"#!/bin/sh\nhome=/x\nsocket={door}\n")
+        assert levels(list(doctor.the_service(one))) == ["ok"]
+
+
+def test_a_log_of_roots_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So is a file that a trial as root made."""
+    path = tmp_path / "deliver.log"
+    one = case(tmp_path, f'[log]\nto = "{path}"\n')
+    assert "is not there" in words(list(doctor.the_log(one)))
+    path.touch(mode=0o600)
+    real = os.stat(path)
+    for uid, mode, wanted in ((0, 0o600, ["warning"]), (0, 0o660, []), (89, 0o600, [])):
+        state = os.stat_result((0o100000 | mode, *real[1:4], uid, *real[5:]))
+        with monkeypatch.context() as patched:
+            patched.setattr("deliver.doctor.os.stat", lambda _path, state=state: state)
+            found = levels(list(doctor.the_log(one)))
+        assert found == wanted, (uid, mode)
+
+
+def test_oletools_are_installed_where_this_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Never by our own name: the index has a stranger's package of it. The versions are the project's."""
+    monkeypatch.setattr("deliver.doctor.importlib.util.find_spec", lambda _name: None)
+    (said,) = (one for one in doctor.the_attachments(case(tmp_path, "[attachments]\n")) if "oletools" in one.words)
+    project = tomllib.loads((Path(__file__).resolve().parent.parent / "pyproject.toml").read_text())
+    (wanted,) = project["project"]["optional-dependencies"]["macros"]
+    assert said.advice.endswith(f"{sys.prefix}/bin/python -m pip install '{wanted}'")
 
 
 @pytest.fixture
@@ -168,7 +234,7 @@ def examined(home: Path, text: str = 'maildir = "Maildir"\n') -> Iterator[tuple[
 
     own(home)
     top = open_directory(str(home))
-    return doctor.examine_mailbox(case(home.parent.parent, text), top, "Maildir", str(home / "Maildir"))
+    return doctor_mailboxes.examine(case(home.parent.parent, text), top, "Maildir", str(home / "Maildir"))
 
 
 def folder(home: Path, name: str) -> None:
@@ -225,7 +291,9 @@ def test_each_fault_of_a_mailbox(home: Path) -> None:
     qmail = home / ".qmail"
     for text, word in (
         ("|/usr/local/bin/deliver\n./Maildir/\n", "delete all but one"),
-        ("|maildrop /etc/mailfilter\n", "deliver adopt"),
+        ("|maildrop /etc/mailfilter\n", "-> `deliver adopt`"),
+        ("|maildrop /etc/mailfilter\n|/usr/local/bin/deliver\n", "-> `deliver adopt`"),
+        ("|maildrop ./missing\n", "leaves it: there is no filter file ./missing"),
         ("|preline /usr/local/bin/deliver\n", "preline"),
         ("\n|/usr/local/bin/deliver\n", "blank"),
         (f"&{'x' * 600}@example.net\n", "500"),
@@ -242,6 +310,17 @@ def test_each_fault_of_a_mailbox(home: Path) -> None:
     said(".qmail", "sticky")
 
 
+def test_a_log_that_the_owner_cannot_write(home: Path) -> None:
+    log = home.parent.parent / "log"
+    log.touch(mode=0o400)
+    text = f'[log]\nto = "{log}"\n'
+    ((name, said),) = examined(home, text)
+    assert (name, said.level) == ("log", "problem")
+    assert f"cannot be written by uid {home.stat().st_uid} " in said.words
+    log.chmod(0o622)
+    assert list(examined(home, text)) == []
+
+
 def test_the_command(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Exit 1 if there is a problem, and only then; a line for each answer."""
     monkeypatch.setenv("DELIVER_SOCKET", str(tmp_path / "none"))
@@ -251,12 +330,13 @@ def test_the_command(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     site.chmod(0o644)
     good = CliRunner().invoke(cli, ["doctor", "--config", str(site), str(home.parent)])
     assert good.exit_code == 0, good.output
-    assert "1 of 1 have nothing to complain of" in good.output
+    assert "1 mailbox, nothing to complain of" in good.output
     (home / ".qmail").write_text("|/usr/local/bin/deliver\n./Maildir/\n")
     bad = CliRunner().invoke(cli, ["doctor", "--config", str(site), "--json", str(home.parent)])
     assert bad.exit_code == 1
     found = [json.loads(line) for line in bad.output.splitlines()]
     assert [one["check"] for one in found if one["level"] == "problem"] == [".qmail"]
+    assert (found[-1]["level"], "1 of 1 mailbox with" in found[-1]["text"]) == ("warning", True)
 
 
 def test_a_check_that_breaks_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,6 +354,18 @@ def test_attachments_need_libarchive(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("deliver.libarchive._LIBRARY", "libarchive.so.999")
     assert "libarchive13" in words(list(doctor.the_attachments(one)))
     assert "problem" in levels(list(doctor.the_attachments(one)))
+
+
+def test_a_quarantine_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system that was mounted again without writing after an error, as statvfs(3) tells."""
+    held = tmp_path / "held"
+    held.mkdir(mode=0o700)
+    real = os.statvfs(held)
+    read_only = os.statvfs_result((*real[:8], real.f_flag | os.ST_RDONLY, *real[9:]))
+    monkeypatch.setattr("deliver.doctor.os.statvfs", lambda _path: read_only)
+    (said,) = doctor.the_quarantine(case(tmp_path, f'[quarantine]\ndirectory = "{held}"\n'))
+    assert said.level == "problem"
+    assert "read-only" in said.words
 
 
 def test_a_quarantine_that_is_nearly_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

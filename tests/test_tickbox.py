@@ -6,11 +6,13 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from deliver import tickbox
 from deliver.commands import cli
 
 AUTORESPOND = "| /usr/bin/autorespond 86400 3 /x/vacation/message /x/vacation\n"
-OURS = "|/usr/local/bin/deliver\n"
-STOPPING = "|/usr/local/bin/deliver --stop-after-spam\n"
+COMMAND = Path(__file__).resolve().parent.parent / "bin" / "deliver"
+OURS = f"|{COMMAND}\n"
+STOPPING = f"|{COMMAND} --stop-after-spam\n"
 
 
 class Site:
@@ -25,7 +27,8 @@ class Site:
 
     def run(self, command: str, address: str = "you@example.org", *, code: int = 0) -> dict[str, str]:
         """What it says of the one address."""
-        result = CliRunner().invoke(cli, [command, "--config", str(self.config), "--json", address])
+        words = [command, "--config", str(self.config), "--json", address]
+        result = CliRunner().invoke(cli, [*words, *(["--command", str(COMMAND)] if command == "enable" else [])])
         assert result.exit_code == code, result.output
         said: dict[str, str] = json.loads(result.output)
         return said
@@ -130,3 +133,28 @@ def test_a_link_in_place_of_the_file_is_not_followed(site: Site, tmp_path: Path)
     site.qmail.symlink_to(tmp_path / "other")
     site.run("enable", code=1)
     assert (tmp_path / "other").read_text() == "./Maildir/\n"
+
+
+def test_a_command_that_is_not_there_is_refused(site: Site, tmp_path: Path) -> None:
+    """All mail would wait."""
+    words = ["enable", "--config", str(site.config), "--command", f"{tmp_path}/deliver", "you@example.org"]
+    result = CliRunner().invoke(cli, words)
+    assert result.exit_code == 1
+    assert f'there is no program "{tmp_path}/deliver"' in result.output
+    assert not site.qmail.exists()
+
+
+def test_without_users_it_says_where_it_looked(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody is told of a setting that nobody made."""
+    monkeypatch.setattr(tickbox, "_vpopmails_template", lambda: f"{tmp_path}/none/{{domain}}/{{user}}/Maildir")
+    site.config.write_text('maildir = "Maildir"\n')
+    error = site.run("status", code=1)["error"]
+    assert f"{tmp_path}/none/example.org is not there; if the domains lie elsewhere" in error
+    assert "[users] maildir: " not in error
+    site.config.write_text(f'[users]\nmaildir = "{tmp_path}/none/{{domain}}/{{user}}/Maildir"\n')
+    assert "[users] maildir: " in site.run("status", code=1)["error"]
+
+
+def test_disable_knows_the_way_out_of_maildrop(site: Site) -> None:
+    site.qmail.write_text("|maildrop\n")
+    assert "`deliver adopt` first" in site.run("disable", code=1)["error"]

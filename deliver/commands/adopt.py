@@ -15,9 +15,17 @@ from deliver import config
 from deliver.adopt import Decision, Failed
 from deliver.errors import DeliverError
 from deliver.settings import Config
+from deliver.units import counted
 
-COMMAND = "/usr/local/bin/deliver"
-"""Where `make install` puts it."""
+
+def installed(prefix: str) -> str:
+    """The command that `make install` put beside the environment at ``prefix``; else where it does by default."""
+    found = f"{prefix.removesuffix('/lib/deliver')}/bin/deliver"
+    return found if prefix.endswith("/lib/deliver") and os.access(found, os.X_OK) else "/usr/local/bin/deliver"
+
+
+COMMAND = installed(sys.prefix)
+"""What a line calls, if nothing else is said."""
 
 
 @click.command()
@@ -52,8 +60,11 @@ def adopt(
             _undo(undo, dry_run, as_json)
         else:
             site = work.Site(command, _config(config_path), replaces)
-            if not dry_run:
-                _check_command(command)
+            why = missing(command)
+            if why and not dry_run:
+                raise click.ClickException(why)
+            if why:
+                click.echo(f"warning: {why}", err=True)
             _adopt(str(root), site, backup or work.default_backup(), dry_run, verbose, as_json)
     except BlockingIOError as error:
         raise click.ClickException("another adopt is at work there") from error
@@ -71,11 +82,14 @@ def _config(path: str) -> Config:
     return config.load(found)
 
 
-def _check_command(command: str) -> None:
-    """With a command that is not there every message would wait."""
+def missing(command: str) -> str:
+    """Why no line may call this, "" if one may: with a command that is not there every message would wait."""
     program = command.partition(" ")[0]
-    if not os.path.isabs(program) or not os.access(program, os.X_OK):
-        raise click.ClickException(f'"{program}" is no program by its absolute path; say --command')
+    if not os.path.isabs(program):
+        return f'"{program}" is no absolute path, such as --command {COMMAND}'
+    if not os.path.isfile(program) or not os.access(program, os.X_OK):
+        return f'there is no program "{program}": name where it is installed, --command /opt/x/bin/deliver'
+    return ""
 
 
 def bar(length: int, label: str) -> Any:
@@ -167,11 +181,13 @@ class _Report:
             click.echo(json.dumps({**summary, "dry-run": self._dry_run, "backup": backup, "lines": kinds}))
             return
         would = "would be " if self._dry_run else ""
-        click.echo(f"{self.files} files: " + (", ".join(f"{n} {kind}" for kind, n in kinds.items()) or "no lines"))
+        lines = ", ".join(f"{n} {kind}" for kind, n in kinds.items()) or "no lines"
+        click.echo(f"{counted(self.files, 'file')}: {lines}")
+        removed = counted(self.removed, "second delivery", "second deliveries")
         click.echo(
             f"{self.changed} {would}rewritten"
             + (f" ({self.stopping} with --stop-after-spam)" if self.stopping else "")
-            + (f", {self.removed} second deliveries {would}removed" if self.removed else "")
+            + (f", {removed} {would}removed" if self.removed else "")
             + f"; {self.left} left, see above; {self.errors} failed"
         )
         if backup:
@@ -202,5 +218,5 @@ def _undo(directory: str, dry_run: bool, as_json: bool) -> None:
             progress.update(1)
     if not as_json:
         would = "would be " if dry_run else ""
-        click.echo(f"{restored} files {would}as they were; {errors} left")
+        click.echo(f"{counted(restored, 'file')} {would}as {'it was' if restored == 1 else 'they were'}; {errors} left")
     raise SystemExit(1 if errors else 0)

@@ -7,13 +7,14 @@ from collections import Counter
 
 import click
 
-from deliver import config, tree
+from deliver import config, doctor_mailboxes, tree
 from deliver import doctor as work
-from deliver.commands.adopt import bar
+from deliver.commands.adopt import COMMAND, bar
 from deliver.commands.sample import sample_message
 from deliver.doctor import Said
 from deliver.errors import DeliverError
 from deliver.qmailfile import open_directory
+from deliver.units import counted
 
 
 @click.command()
@@ -31,7 +32,7 @@ def doctor(paths: tuple[str, ...], config_path: str, as_json: bool) -> None:
     except DeliverError:  # the first check says it
         settings = None
     samples = {kind: sample_message(kind).encode() for kind in ("ham", "spam", "virus")}
-    case = work.Case(path, settings, samples, now=time.time())
+    case = work.Case(path, settings, samples, now=time.time(), command=COMMAND)
     report = _Report(as_json)
     for name, said in work.examine(case):
         report.say(name, said)
@@ -56,12 +57,17 @@ def _mailboxes(case: work.Case, path: str, report: "_Report") -> None:
                 if one.kind == "failed":
                     report.say("mailboxes", Said("warning", f"{shown}: {one.why}"))
                     continue
-                said = list(work.examine_mailbox(case, top, one.path, shown))
+                said = list(doctor_mailboxes.examine(case, top, one.path, shown))
                 for name, words in said:
                     report.say(name, words)
                 healthy += not said
                 progress.update(1)
-        report.say("mailboxes", Said("ok", f"{path}: {healthy} of {len(found)} have nothing to complain of"))
+        boxes = counted(len(found), "mailbox", "mailboxes")
+        if ill := len(found) - healthy:
+            summary = Said("warning", f"{path}: {ill} of {boxes} with a warning or problem, see above")
+        else:
+            summary = Said("ok", f"{path}: {boxes}, nothing to complain of")
+        report.say("mailboxes", summary)
     finally:
         os.close(top)
 
@@ -72,8 +78,12 @@ class _Report:
     def __init__(self, as_json: bool) -> None:
         self._as_json = as_json
         self.levels: Counter[str] = Counter()
+        self._said: set[tuple[str, Said]] = set()
 
     def say(self, name: str, said: Said) -> None:
+        if (name, said) in self._said:  # of another mailbox of the same owner
+            return
+        self._said.add((name, said))
         self.levels[said.level] += 1
         if self._as_json:
             click.echo(json.dumps({"check": name, "level": said.level, "text": said.words, "advice": said.advice}))
@@ -82,4 +92,5 @@ class _Report:
 
     def end(self) -> None:
         if not self._as_json:
-            click.echo(f"{self.levels['problem']} problems, {self.levels['warning']} warnings")
+            problems, warnings = (counted(self.levels[level], level) for level in ("problem", "warning"))
+            click.echo(f"{problems}, {warnings}")

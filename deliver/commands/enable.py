@@ -7,7 +7,7 @@ from collections.abc import Callable
 import click
 
 from deliver import adopt, config, tickbox
-from deliver.commands.adopt import COMMAND
+from deliver.commands.adopt import COMMAND, missing
 from deliver.errors import DeliverError
 from deliver.qmailfile import Line
 from deliver.settings import Config
@@ -26,6 +26,8 @@ def enable(addresses: tuple[str, ...], command: str, config_path: str, as_json: 
 
     Writes .qmail as qmailadmin does when its spam box is ticked. Ends with 1 if that cannot be for one of them.
     """
+    if why := missing(command):
+        raise click.ClickException(why)
     site = adopt.Site(command, _config(config_path))
 
     def change(lines: tuple[Line, ...], box: Mailbox) -> list[Line]:

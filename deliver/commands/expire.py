@@ -8,6 +8,7 @@ import click
 from deliver import expire as work
 from deliver.commands import mailboxes
 from deliver.expire import CLASSES, Result, Tally
+from deliver.units import counted
 
 
 @click.command()
@@ -45,7 +46,8 @@ def expire(paths: tuple[str, ...], dry_run: bool, config_path: str, verbose: boo
     else:
         words = ", ".join(f"{kind} {_words(tally)}" for kind, tally in total.items())
         would = "would be " if dry_run else ""
-        click.echo(f"{looked_at} mailboxes, {spared} spared, {failures} failed; {would}deleted: {words}")
+        boxes = counted(looked_at, "mailbox", "mailboxes")
+        click.echo(f"{boxes}, {spared} spared, {failures} failed; {would}deleted: {words}")
     raise SystemExit(1 if failures else 0)
 
 

@@ -12,6 +12,7 @@ from deliver import wiring
 from deliver.commands import mailboxes
 from deliver.errors import DeliverError
 from deliver.learn import KINDS, Result, SpamdFails
+from deliver.units import counted
 
 
 @click.command()
@@ -62,7 +63,8 @@ def _sum_up(total: Counter[str], dry_run: bool, as_json: bool) -> None:
         click.echo(json.dumps({**{name: total[name] for name in names}, "dry-run": dry_run}))
         return
     told = "would be told" if dry_run else "told"
-    words = f"{total['mailboxes']} mailboxes, {total['spared']} spared, {total['failed']} failed; "
+    boxes = counted(total["mailboxes"], "mailbox", "mailboxes")
+    words = f"{boxes}, {total['spared']} spared, {total['failed']} failed; "
     words += f"{told}: {total['spam']} spam, {total['ham']} ham ({total['known']} changed nothing); "
     click.echo(words + f"{total['large']} too large, {total['left']} left for the next run")
     number = total["spam"] + total["ham"]
