@@ -143,8 +143,11 @@ def list_(everything: tuple[Any, Archive], /, *, released: bool, as_json: bool, 
             click.echo("\n".join(lines))
 
 
+_encode = json.JSONEncoder(check_circular=False).encode  # json.dumps makes one for each call
+
+
 def _as_json(row: Row) -> str:
-    return json.dumps(row._asdict())
+    return _encode(dict(zip(Row._fields, row, strict=True)))
 
 
 def _as_text(row: Row) -> str:
