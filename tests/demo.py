@@ -10,7 +10,7 @@ import main_job
 import servers
 from installed import make_install
 
-COLUMNS = (22, 34, 24, 44, 4, 6)
+COLUMNS = (22, 50, 24, 60, 4, 6)
 
 
 def main() -> None:
@@ -63,7 +63,9 @@ def _points(verdict: dict[str, object]) -> str:
 
 
 def _row(*cells: str) -> None:
-    print("  ".join(cell[:width].ljust(width) for cell, width in zip(cells, COLUMNS, strict=True)).rstrip())
+    pairs = zip(cells, COLUMNS, strict=True)
+    shown = [(cell if len(cell) <= width else f"{cell[: width - 1]}…").ljust(width) for cell, width in pairs]
+    print("  ".join(shown).rstrip())
     sys.stdout.flush()
 
 
