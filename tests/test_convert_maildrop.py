@@ -233,6 +233,7 @@ def test_there_are_enough_of_them() -> None:
 
 # --- what cannot be said -----------------------------------------------------------------------------------------
 
+SCORED = "if (/^X-Spam-Status: (Yes|No), score=([0-9]+)/)\n{\n  if ($MATCH2 >= 12)\n  {\n    to x\n  }\n}\n"
 HIT = "if (/^Subject:.*hello/)\n{\n  BODY\n}\n"
 
 REPORTED = {
@@ -240,6 +241,9 @@ REPORTED = {
     "if (/^Subject: (?!re)/)\n  to $HOME/Maildir/.A\n": (1, "RE2 has no lookahead"),
     "if (/^Subject: (a)\\1/)\n  to $HOME/Maildir/.A\n": (1, r"RE2 has no \\1"),
     "if (/^Subject:.*x/:h,1,1 > 3)\n  to $HOME/Maildir/.A\n": (1, "weighted scoring"),
+    SCORED: (1, "it reads more of X-Spam-Status"),
+    "/anything (x)/\nif ($MATCH1 == 3)\n  to x\n": (2, "the pattern that sets it has no counterpart"),
+    "if (/^Subject: (.*)/ && $MATCH1 =~ /a(b)/)\n  to $HOME/Maildir/.$MATCH1\n": (2, "the pattern that sets it"),
     HIT.replace("BODY", 'to "|/usr/local/bin/ticket -q support"'): (3, r"\[programs\], ticket = "),
     HIT.replace("BODY", 'cc "|/usr/local/bin/ticket"'): (3, "only programs that the site names"),
     HIT.replace("BODY", 'to "| mailbot -t $HOME/away -D 3 $SENDMAIL -t"'): (3, 'text = what is in .*every = "3 d"'),
@@ -292,6 +296,14 @@ def test_nothing_is_lost_for_what_was_not_understood(original: str) -> None:
     conversion = convert(original)
     assert not any({"discard", "bounce"} & set(rule.table) for rule in conversion.rules)
     assert any(not one.warning for one in conversion.reported)
+
+
+def test_lines_of_dos_are_told() -> None:
+    """maildrop would carry out every block there."""
+    first, *others = convert("# mine\r\n" + HIT.replace("BODY", "exit").replace("\n", "\r\n")).reported
+    assert not others
+    assert (first.line, first.text, first.warning) == (1, "# mine", True)
+    assert "end in CR LF" in first.reason
 
 
 def test_what_has_no_place_stays_in_the_inbox() -> None:
@@ -401,6 +413,13 @@ def test_a_file_that_maildrop_would_refuse(scratch: Path, original: str, line: i
     if "deep" not in words:
         with pytest.raises(AssertionError):
             run_maildrop(scratch, Case(original), [], [Mail(1, "a@b.example", b"Subject: x\n\n")])
+
+
+def test_stars_in_brackets_are_counted_and_stars_of_stars_are_not() -> None:
+    first, *_ = convert("if (/^X-Spam-Level: (\\*{5,})$/)\n  to $HOME/Maildir/.A\n").rules
+    assert first.table["when"] == {"score": ">= 5"}
+    assert not convert("if (/^X-Spam-Level: \\*(\\*)*$/)\n  to $HOME/Maildir/.A\n").rules
+    assert not convert("if (/^X-Spam-Level: (\\*\\*)*$/)\n  to $HOME/Maildir/.A\n").rules
 
 
 def test_long_files_take_no_time() -> None:

@@ -184,11 +184,15 @@ mh/.
     "duplicates": """
 :0 Wh: msgid.lock
 | formail -D 8192 msgid.cache
+:0 a
+.never/
 :0
 * ^Subject:.*dev
 .dev/
 """,
     "another default": "DEFAULT=$MAILDIR/.Unsorted/\n:0\n* ^List-Id:\n.list/\n",
+    "programs in variables": 'FORMAIL=/usr/bin/formail\n:0 fhw\n* ^Subject:.*dev\n| $FORMAIL -A "X-Seen: yes"\n:0\n* ^Subject:.*dev\n.dev/\n',
+    "no condition": ":0\n* ^Subject:.*dev\n*\n* .*\n.dev/\n",
     "a condition over two lines": ":0\n* ^Subject:.*(hello|\\\n   patches)\n.a/\n",
     "what stands behind a recipe for all": ":0\n* ^List-Id:\n.list/\n:0\n.all/\n:0\n* ^From:.*boss\n.never/\n",
 }
@@ -301,7 +305,7 @@ TOOK = "the rules below are now asked about the mail that it took, too"
 
 REPORTED = {
     "a program": (
-        ":0\n* ^Subject:.*x\n| /usr/local/bin/ticket\n\n:0\n/dev/null\n",
+        ":0\n* ^Subject:.*x\n| /usr/local/bin/ticket\n\n:0\n.rest/\n",
         1,
         "gives the message to a program",
     ),
@@ -320,13 +324,14 @@ REPORTED = {
     "what may be nothing, again and again": (":0\n* ^Subject:(x*)*y\n.x/\n", 1, "repeats what may be nothing"),
     "signs behind signs": (":0\n* ^Subject:.*Wh?*at\n.x/\n", 1, "one sign of repetition is enough"),
     "several lines": (":0\n* ^Subject:.*x$^From:\n.x/\n", 1, "several lines"),
+    "lines of parts": (":0 B\n* ^Content-.*name=.*\\.exe\n.x/\n", 1, 'attachment = "*.exe"'),
     "the header alone": (":0 h\n.x/\n", 1, "not the header alone"),
     "after a failure": (":0 e\n.x/\n", 1, "tried again by the mail server"),
     "an unknown flag": (":0 X\n.x/\n", 1, "there is no flag X"),
     "options of sendmail": (":0\n! -f me you@example.org\n", 1, "options for the program"),
     "no address": (":0\n! root\n", 1, '"root" is no mail address'),
     "elsewhere": (":0\n/srv/mail2/x\n", 1, "is not in the mailbox"),
-    "another file": ("INCLUDERC=lists.rc\n:0\n/dev/null\n", 1, f"put its rules here; {TOOK}"),
+    "another file": ("INCLUDERC=lists.rc\n:0\n.rest/\n", 1, f"put its rules here; {TOOK}"),
     "an exit code": ("EXITCODE=67\n", 1, "a rule says `bounce`"),
     "a late default": (":0\n* ^Subject:.*x\n.x/\nDEFAULT=$HOME/other\n", 4, "settled at the beginning"),
     "what procmail passes over": ("* ^Subject:.*x\n", 1, "procmail passes it over"),
@@ -354,6 +359,24 @@ def test_a_report_says_that_rules_below_see_the_mail_that_it_took() -> None:
         assert one.reason.endswith(TOOK) == says, rc
 
 
+@pytest.mark.parametrize(
+    "above", [":0\n* ? test\n.a/\n", ":0\n* ^Subject:.*x\n| ticket\n", "INCLUDERC=x\n", ":0\n* ? test\n{\n:0\n.a/\n}\n"]
+)
+def test_nothing_is_deleted_that_a_reported_recipe_may_have_kept(above: str) -> None:
+    conversion = convert(f"{above}:0\n/dev/null\n")
+    assert not conversion.rules
+    assert "it would lose mail that the original may have kept: see line 1" in conversion.reported[-1].reason
+    (rule,) = convert(f":0\n* ^Subject:.*y\n{{\n{above}}}\n:0 E\n/dev/null\n").rules
+    assert rule.table["discard"]
+
+
+def test_dovecots_program_may_stand_in_a_variable() -> None:
+    rc = "DELIVER=/usr/lib/dovecot/deliver\n:0 w\n* ^Subject:.*x\n| $DELIVER -m A\n:0 w\n| $DELIVER\n"
+    conversion = convert(rc)
+    assert not conversion.reported
+    assert [rule.table["file"] for rule in conversion.rules] == ["A"]
+
+
 def test_what_depends_on_a_reported_recipe_is_reported() -> None:
     rc = ":0\n* ? test\n.a/\n:0 A\n.b/\n:0 E\n.c/\n:0\n.d/\n"
     conversion = convert(rc)
@@ -362,6 +385,7 @@ def test_what_depends_on_a_reported_recipe_is_reported() -> None:
 
 
 NEARLY = {
+    "lines of DOS": ("MAILDIR=$HOME/Maildir\r\n:0\r\n* ^Subject:.*x\r\n.x/\r\n", "end in CR LF"),
     "a setting of procmail": ("VERBOSE=on\n", "a setting of procmail itself"),
     "the scanner": (":0 fw\n| /usr/bin/spamc -s 256000\n", "the site's configuration says what scans mail"),
     "the body": (":0 B\n* x\n.x/\n", "decoded text"),

@@ -13,6 +13,7 @@ from typing import Any
 
 from deliver.convert.formulas import FALSE, Guard, all_of, covered, excluded, literals, shortened, table, untold
 from deliver.convert.model import Converted
+from deliver.convert.patterns import Untranslatable
 from deliver.values import INBOX
 
 _PLACING = ("file", "forward", "discard", "bounce")
@@ -45,6 +46,25 @@ class Statement:
     table: dict[str, Any] = field(default_factory=dict)
     comments: tuple[str, ...] = ()
     sees: str = "all"
+
+
+class Lost:
+    """Guards against the loss of mail that the original may have kept, in a statement that no rule stands for."""
+
+    def __init__(self) -> None:
+        self._unsaid: list[tuple[Guard, int]] = []
+
+    def note(self, guard: Guard, line: int) -> None:
+        """The statement in this line may have taken what comes by this guard."""
+        self._unsaid.append((guard, line))
+
+    def check(self, guard: Guard) -> None:
+        """Raises Untranslatable where what comes by this guard must not be deleted or given back."""
+        for other, line in self._unsaid:
+            if not excluded((*guard, *other)):
+                raise Untranslatable(
+                    f"it would lose mail that the original may have kept: see line {line}, which was not converted"
+                )
 
 
 @dataclass

@@ -33,7 +33,7 @@ from deliver.convert.maildrop_pcre import CannotSay
 from deliver.convert.maildrop_rules import Drafts
 from deliver.convert.maildrop_values import EMPTY, Imported, Mystery, Value, known
 from deliver.convert.maildrop_ways import State, merged, more_untold
-from deliver.convert.model import Conversion
+from deliver.convert.model import Conversion, lines_of_dos
 
 _DEEP = 20_000
 """Calls in each other: for DEEPEST blocks and brackets and LONGEST_CHAIN branches of one `if`."""
@@ -49,7 +49,8 @@ def convert(text: str) -> Conversion:
     try:
         parsed = parse(text)
         structured = maildrop_webmail.convert(text, parsed)
-        return structured or _Walk(parsed, text.splitlines()).conversion()
+        made = structured or _Walk(parsed, text.splitlines()).conversion()
+        return made._replace(reported=(*lines_of_dos(text, "maildrop"), *made.reported))
     finally:
         sys.setrecursionlimit(before)
 

@@ -20,6 +20,7 @@ ENVIRONMENT = frozenset("SENDER NEWSENDER RECIPIENT USER HOST LOCAL EXT LOGNAME"
 _COMPARISONS = frozenset({*"< <= > >= == !=".split(), *"lt le gt ge eq ne".split()})
 _IN_PATTERN = re.compile(r"\\.|\$([A-Za-z_][A-Za-z0-9_]*)|\$\{([^}]*)\}")
 _VARIABLE = re.compile(r"\$\{?([A-Za-z_][A-Za-z0-9_-]*)")
+_MATCHES = ("MATCH", *(f"MATCH{number}" for number in range(1, 10)))
 _SPECIAL = frozenset("FLAGS EXITCODE DEFAULT KEYWORDS MAILDROP_OLD_REGEXP".split())
 
 Variables = Mapping[str, Value]
@@ -42,6 +43,7 @@ class Reader:
         self._assigned = frozenset(assigned(block))
         self._uses = _last_uses(block)
         self._captures: list[dict[int, Any]] = []
+        self._unread = False  # whether MATCH1, MATCH2, ... come of a pattern that no condition stands for
 
     def matters(self, name: str, line: int = 0) -> bool:
         """Whether anything below a line depends on a variable."""
@@ -140,9 +142,11 @@ class Reader:
 
     def formula(self, expression: Expression, variables: Variables, line: int) -> tuple[Formula, dict[str, Value]]:
         """When an expression is true, and what MATCH, MATCH1, ... are then; never raises."""
-        self._captures = []
+        self._captures, self._unread = [], False
         formula = at_line(self._formula(expression, variables, line), line)
         found, self._captures = self._captures, []
+        if self._unread:
+            return formula, dict.fromkeys(_MATCHES, (Mystery("the pattern that sets it has no counterpart"),))
         if not found:
             return formula, {}
         last = found[-1]
@@ -157,6 +161,7 @@ class Reader:
         try:
             return self._true(expression, variables, line)
         except CannotSay as error:
+            self._unread = self._unread or isinstance(expression, Pattern)
             return unknown(str(error), line)
 
     def _true(self, expression: Expression, variables: Variables, line: int) -> Formula:
@@ -168,6 +173,7 @@ class Reader:
                 return any_of(sides) if operator == "||" else all_of(sides)
             case Operation("=~", left, Pattern(text, options)):
                 value = self._value(left, variables, line)
+                self._unread = self._unread or "(" in text
                 return values.matches(value, self._filled(text, variables), options)
             case Operation(operator, left, right) if operator in _COMPARISONS:
                 return values.compare(operator, *(self._value(side, variables, line) for side in (left, right)))

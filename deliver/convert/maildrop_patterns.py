@@ -239,7 +239,7 @@ def _identifier(begins: bool, pieces: Pieces) -> str | None:
 
 _SAYS = re.compile(r"(?:\.\*|\.\+| |\\s|\[ \]|\[ \\t\]|[*+?]|\()*(yes|no)\b(.*)", re.IGNORECASE)
 _POINTS = re.compile(r"\(?(?:\?:)?(?:hits|score)")
-_STARS = re.compile(r"(?: |\.\*|\\s|[*+](?!\\))*((?:\\\*)+)(?:\{([0-9]+)(,?)\})?(.*)")
+_STARS = re.compile(r"(?: |\.\*|\\s|\(|[*+](?!\\))*((?:\\\*)+)(?:\{([0-9]+)(,?)\})?(.*)")
 
 
 _NO_SPAM = all_of([negated(SPAM), Leaf("score", "> -1000")])
@@ -274,7 +274,7 @@ def _ungrouped(tail: str) -> str:
 
 def _level(behind: str) -> Formula:
     found = _STARS.fullmatch(behind)
-    if not found or found[4].strip("$.*)"):
+    if not found or not re.fullmatch(r"\)?(?:\.\*)?\)?\$?", found[4]):
         raise CannotSay('what it wants of X-Spam-Level is no number of stars; write score = ">= 5" in its place')
     stars = len(found[1]) // 2 + (int(found[2]) - 1 if found[2] else 0)
     if "$" in found[4] and not found[3]:

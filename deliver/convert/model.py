@@ -35,6 +35,15 @@ class Reported(NamedTuple):
     comments: tuple[str, ...] = ()
 
 
+def lines_of_dos(text: str, program: str) -> tuple[Reported, ...]:
+    """A warning where the file's lines end in CR LF, as editors of Windows write them."""
+    at = text.find("\r\n")
+    if at < 0:
+        return ()
+    reason = f"lines end in CR LF, and {program} takes the CR for a part of them; the rules are as if it were not there"
+    return (Reported(text.count("\n", 0, at) + 1, text[text.rfind("\n", 0, at) + 1 : at], reason, warning=True),)
+
+
 class Conversion(NamedTuple):
     """All of one file, in its order. ``settings`` are tables of the configuration: {"spam": {"folder": "Junk"}}.
 

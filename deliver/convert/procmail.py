@@ -6,9 +6,9 @@ from typing import Any
 
 from deliver.convert import patterns, procmail_patterns, procmail_places, procmail_variables, weights
 from deliver.convert.accepted import checked
-from deliver.convert.flow import Does, Flow, Statement
+from deliver.convert.flow import Does, Flow, Lost, Statement
 from deliver.convert.formulas import FALSE, TRUE, Formula, Guard, Leaf, all_of, any_of, literals, negated, table
-from deliver.convert.model import Conversion, Reported
+from deliver.convert.model import Conversion, Reported, lines_of_dos
 from deliver.convert.patterns import Untranslatable, sound
 from deliver.convert.procmail_source import (
     Assignment,
@@ -48,7 +48,7 @@ def convert(text: str) -> Conversion:
     script.finish(text.count("\n") + 1)
     flow = Flow(script.statements)
     rules, refused = checked(flow.rules)
-    reported = [*script.reported, *refused]
+    reported = [*lines_of_dos(text, "procmail"), *script.reported, *refused]
     reported += [
         Reported(one.line, script.sources[id(one)], "no message comes to it", warning=True) for one in flow.unreached
     ]
@@ -80,6 +80,7 @@ class _Script:
         self._default = procmail_places.ORIGINAL
         self._warnings: list[str] = []
         self._done: Formula = TRUE
+        self._lost = Lost()
 
     def take(self, items: Sequence[Item], guard: Guard, before: tuple[Formula | None, Formula | None]) -> None:
         """The items of one block. ``before`` is what A and E find at its beginning; None is what nobody knows."""
@@ -137,6 +138,8 @@ class _Script:
                 one.source,
                 procmail_variables.STEERS[one.name] + (_TOOK if follows and one.name != "TRAP" else ""),
             )
+            if one.name != "TRAP":
+                self._lost.note(guard, one.line)
             return
         if one.value is None:
             self._values[one.name] = ""
@@ -178,10 +181,12 @@ class _Script:
             )
         except Untranslatable as error:
             self._report(one.line, one.source, f"{error}{took}")
+            if "f" not in flags:
+                self._lost.note(guard, one.line)
             self._forget(one.block or ())
             return None
         self._done = TRUE
-        if _DEDUPE.fullmatch(one.action.lstrip("| ")):
+        if one.action.startswith("|") and _DEDUPE.fullmatch(self._command(one.action)):
             self._duplicates(one, flags, (*guard, holds))
             return holds
         way = (*guard, *(part for part in literals((holds,)) if part not in literals(guard)))
@@ -193,6 +198,8 @@ class _Script:
             self._act(one, flags, way)
         except Untranslatable as error:
             self._report(one.line, one.source, f"{error}{took if 'c' not in flags else ''}")
+            if not flags & {"c", "f"}:
+                self._lost.note(way, one.line)
             self._told(one)
             return holds
         self._told(one)
@@ -261,6 +268,8 @@ class _Script:
             return self._condition(value, flags)
         if text.startswith("?"):
             raise Untranslatable("rules ask no program")
+        if text in {"", ".*"}:
+            return TRUE  # found everywhere
         if found := re.fullmatch(r"([<>])\s*([0-9]+)", text):
             return Leaf("size", f"{found[1]} {patterns.in_units(int(found[2]))}")
         if text.startswith(("<", ">")):
@@ -292,6 +301,8 @@ class _Script:
             return
         copies = "c" in flags
         made = self._deliveries(one.action)
+        if not copies and any(does is Does.DROP for does, _ in made):
+            self._lost.check(way)
         comments, self.left = tuple(self.left), []
         here = (*way, *self._stopped)
         gone = self._clones[-1] if self._clones else None
@@ -321,6 +332,7 @@ class _Script:
         if "c" in flags:
             self._done = again
             return
+        self._done = FALSE  # where formail ends well, the message is lost and nothing below is asked
         here = (*way, again, *self._stopped)
         comments, self.left = tuple(self.left), []
         self._add(Statement(Does.DROP, here, one.line, comments=comments), one.source)
@@ -330,11 +342,11 @@ class _Script:
     def _deliveries(self, action: str) -> list[tuple[Does, str]]:
         """Where an action line delivers to. Raises Untranslatable."""
         if action.startswith("!"):
-            return self._addresses(action[1:])
+            return [(Does.SEND, address) for address in procmail_places.addresses(action[1:], self._value)]
         if action.startswith("|"):
-            command = re.sub(r"\\\n\s*", " ", action[1:]).strip()
-            if (found := _LDA.fullmatch(command)) and (named := re.search(r"\s-m\s+(\S+)", found[1])):
-                value = self._value(named[1])
+            if found := _LDA.fullmatch(self._command(action)):
+                named = re.search(r"\s-m\s+(\S+)", found[1])
+                value = self._value(named[1]) if named else INBOX
                 if value is None:
                     raise Untranslatable("the folder's name depends on the message, or on a program")
                 return [(Does.STORE, procmail_places.named(re.split(r"[./]", value)))]
@@ -347,27 +359,18 @@ class _Script:
         folders = [self._folder(path) for path in paths if path is not None]
         return [(Does.STORE if folder else Does.DROP, folder) for folder in folders]
 
-    def _addresses(self, text: str) -> list[tuple[Does, str]]:
-        found: list[tuple[Does, str]] = []
-        for word in words(text.partition("#")[0] if " #" in text else text):
-            value = self._value(word)
-            if value is None:
-                raise Untranslatable("the address depends on the message, or on a program")
-            for address in value.replace(",", " ").split():
-                if address.startswith("-"):
-                    raise Untranslatable("options for the program that sends mail on have no counterpart")
-                sound({"forward": address})
-                found.append((Does.SEND, address))
-        if not found:
-            raise Untranslatable("there is no address")
-        return found
+    def _command(self, action: str) -> str:
+        """A program with its arguments, in one line; its own name may stand in a variable."""
+        command = re.sub(r"\\\n\s*", " ", action[1:]).strip()
+        program = next(iter(words(command)), "")
+        return (self._value(program) or program) + command[len(program) :]
 
     def _folder(self, path: str) -> str:
         return procmail_places.folder(path, self._values.get("MAILDIR"), self._default)
 
     def _filter(self, one: Recipe, way: Guard) -> None:
         """A program that the message goes through. Raises Untranslatable."""
-        command = re.sub(r"\\\n\s*", " ", one.action.lstrip("|")).strip()
+        command = self._command(one.action)
         if _SCANNERS.match(command):
             self._report(
                 one.line,

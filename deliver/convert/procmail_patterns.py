@@ -59,6 +59,8 @@ def in_header(pattern: str, *, cased: bool, warn: Callable[[str], object]) -> Fo
 
 def in_body(pattern: str, *, cased: bool) -> Formula:
     """The condition for an expression that is searched for in the body. Raises Untranslatable."""
+    if pattern.startswith("^Content-"):
+        raise Untranslatable('lines of a message\'s parts are not in its text; attachment = "*.exe" asks for names')
     rows = parse(pattern)
     if len(rows) == 1 and not cased and all(isinstance(node, Char) for node in rows[0]) and rows[0]:
         return Leaf("body", patterns.containing("".join(node.char for node in rows[0] if isinstance(node, Char))))

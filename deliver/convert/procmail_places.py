@@ -1,9 +1,10 @@
-"""The mailboxes that procmail delivers to, files and directories, as folders of a Maildir."""
+"""The mailboxes that procmail delivers to, files and directories, as folders of a Maildir; and addresses."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from deliver.convert.patterns import Untranslatable, sound
+from deliver.convert.procmail_source import words
 from deliver.values import INBOX
 
 HOME, ORIGINAL = "~", "~inbox"
@@ -32,6 +33,23 @@ def folder(path: str, base: str | None, default: str) -> str:
     if path == default and (not parts or parts[-1].lower() in {"inbox", "mbox", "mailbox", "new"}):
         return INBOX
     return named(level for part in parts for level in part.split("."))
+
+
+def addresses(text: str, value: Callable[[str], str | None]) -> list[str]:
+    """The addresses behind "!", at least one. ``value`` expands a word. Raises Untranslatable."""
+    found: list[str] = []
+    for word in words(text.partition("#")[0] if " #" in text else text):
+        known = value(word)
+        if known is None:
+            raise Untranslatable("the address depends on the message, or on a program")
+        for address in known.replace(",", " ").split():
+            if address.startswith("-"):
+                raise Untranslatable("options for the program that sends mail on have no counterpart")
+            sound({"forward": address})
+            found.append(address)
+    if not found:
+        raise Untranslatable("there is no address")
+    return found
 
 
 def named(levels: Iterable[str]) -> str:

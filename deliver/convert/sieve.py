@@ -6,9 +6,9 @@ from typing import Any, ClassVar, NamedTuple
 
 from deliver.convert import sieve_source
 from deliver.convert.accepted import checked
-from deliver.convert.flow import Does, Flow, Statement
+from deliver.convert.flow import AT_THE_END, Does, Flow, Lost, Statement
 from deliver.convert.formulas import FALSE, TRUE, Formula, Guard, all_of, any_of, excluded, literals, negated
-from deliver.convert.model import Conversion, Reported
+from deliver.convert.model import Conversion, Converted, Reported
 from deliver.convert.patterns import Untranslatable, sound
 from deliver.convert.sieve_source import Command
 from deliver.convert.sieve_tests import Scope, formula
@@ -21,7 +21,7 @@ PREFACE = (
     "rule leaves spam to the spam folder. What no rule places goes into the inbox, or as spam into that folder.",
 )
 
-_TAKING = frozenset("fileinto redirect discard reject ereject stop keep pipe".split())
+_TAKING = frozenset("fileinto redirect discard reject ereject stop keep pipe include".split())
 _IDLE = frozenset({"keep", "stop", "require"})
 """Commands without which nothing is lost where no rule can stand for them."""
 
@@ -34,7 +34,7 @@ def convert(text: str) -> Conversion:
     script = _Script(expands=_expands(statements))
     script.take(statements, ())
     flow = Flow(script.statements)
-    rules, refused = checked(flow.rules)
+    rules, refused = checked([_named(rule) for rule in flow.rules])
     reported = [*script.reported, *refused]
     reported += [
         Reported(one.line, one.source, "no message comes to it", warning=True) for one in script.of(flow.unreached)
@@ -45,6 +45,20 @@ def convert(text: str) -> Conversion:
 
 
 _BLURRED = "flags and header lines are on every place of a message; the script has them only on what it stores later"
+
+
+def _named(rule: Converted) -> Converted:
+    """The rule with the name that Roundcube keeps in a comment, "# rule:[name]", as its own.
+
+    The last one counts: those above it stood before rules that are switched off.
+    """
+    names = [one for one in rule.comments if one.startswith("rule:[") and one.endswith("]")]
+    name = names[-1][len("rule:[") : -1] if names else ""
+    if not name or AT_THE_END in rule.comments or not name.isprintable() or len(name) > LONGEST_LINE:
+        return rule
+    comments = list(rule.comments)
+    del comments[len(comments) - 1 - comments[::-1].index(names[-1])]
+    return rule._replace(table={"name": name, **rule.table}, comments=tuple(comments))
 
 
 def _expands(statements: Sequence[sieve_source.Statement]) -> bool:
@@ -85,6 +99,7 @@ class _Script:
         self._scope = Scope(expands)
         self._stopped: list[Formula] = []
         self._replies: list[Guard] = []
+        self._lost = Lost()
 
     def of(self, statements: Iterable[Statement]) -> list[sieve_source.Statement]:
         """Where they come from, each once."""
@@ -107,12 +122,12 @@ class _Script:
             if one.name == "require":
                 continue
             if one.block is not None:
-                self._report(one, f'there is no counterpart to a block of "{one.name}"', follows=follows)
+                self._report(one, f'there is no counterpart to a block of "{one.name}"', guard, follows=follows)
                 continue
             try:
                 self._action(one, sieve_source.command(one.words), guard)
             except Untranslatable as error:
-                self._report(one, str(error), follows=follows)
+                self._report(one, str(error), guard, follows=follows)
 
     def _branch(
         self, one: sieve_source.Statement, guard: Guard, otherwise: Formula | None, *, follows: bool
@@ -122,13 +137,13 @@ class _Script:
         holds: Formula = TRUE
         self._scope.warnings = []
         if otherwise is None:
-            self._report(one, "it is asked only where the branches above it are not taken", follows=follows)
+            self._report(one, "it is asked only where the branches above it are not taken", guard, follows=follows)
             return None
         if one.name != "else":
             try:
                 holds = formula(sieve_source.test(one.words[len(one.name) :].strip()), self._scope)
             except Untranslatable as error:
-                self._report(one, str(error), follows=follows)
+                self._report(one, str(error), guard, follows=follows)
                 return None
         for words in self._scope.warnings:
             self.reported.append(Reported(one.line, one.words, words, warning=True))
@@ -140,10 +155,10 @@ class _Script:
         self._scope.variables = {**known, **dict.fromkeys(changed)}
         return all_of([otherwise, negated(holds)])
 
-    def _report(self, one: sieve_source.Statement, reason: str, *, follows: bool) -> None:
-        inside = set(_names(one))
-        if follows and inside.intersection(_TAKING):
-            reason += "; the rules below are now asked about the mail that it took, too"
+    def _report(self, one: sieve_source.Statement, reason: str, guard: Guard, *, follows: bool) -> None:
+        if _TAKING.intersection(_names(one)):
+            self._lost.note(guard, one.line)
+            reason += "; the rules below are now asked about the mail that it took, too" if follows else ""
         comments, self.left = tuple(self.left), []
         self.reported.append(Reported(one.line, one.source, reason, comments=comments))
         for name in _set_in(one):
@@ -158,6 +173,8 @@ class _Script:
         self._scope.warnings = []
         way = (*guard, *self._stopped)
         made = self._ACTIONS[command.name](self, command, way)
+        if any(statement.does in {Does.DROP, Does.REFUSE} for statement in made):
+            self._lost.check(way)
         comments = tuple(self.left) if made else ()
         for statement in made:
             entry = Statement(statement.does, way, one.line, statement.target, statement.table, comments)

@@ -67,8 +67,8 @@ def command(words: str) -> Command:
 
 
 def test(words: str) -> Command:
-    """The test in the words of an if or elsif. Raises Untranslatable as ``command`` does."""
-    return _command(_parsed(f"if {_complete(words)} {{ stop; }}")[1].arguments["test"])
+    """The test in the words of an if or elsif, which may end with a comment. Raises Untranslatable as ``command``."""
+    return _command(_parsed(f"if {_complete(words)}\n{{ stop; }}")[1].arguments["test"])
 
 
 def _complete(words: str) -> str:
@@ -82,7 +82,7 @@ def _complete(words: str) -> str:
             at = lexer.pos
             inside = False
         inside = inside or (kind == "identifier" and text.lower() == b"duplicate")
-    return b"".join([*pieces, source[at:], b' ""' if inside else b""]).decode("utf-8", "surrogateescape")
+    return b"".join([*pieces, source[at:], b'\n""' if inside else b""]).decode("utf-8", "surrogateescape")
 
 
 def _parsed(words: str) -> list[Any]:

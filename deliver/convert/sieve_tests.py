@@ -14,6 +14,8 @@ from deliver.convert.spam_lines import spam_line
 _ADDRESSES = frozenset({"from", "to", "cc", "reply-to"})
 _ENVELOPE = {"from": "sender", "to": "recipient"}
 _MATCHES = ("is", "contains", "matches", "regex", "count", "value")
+_CASEMAP = "i;ascii-casemap"
+"""The comparator of a test that names none (RFC 5228 section 2.7.3)."""
 _SIGNS = sieve_times.SIGNS
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_.]*|[0-9]+)\}")
 
@@ -82,7 +84,7 @@ def _match(test: Command) -> str:
 
 def _texts(test: Command, keys: Sequence[str], *, whole: bool = False) -> Any:
     """The value of a text condition for the keys: one, or an array of which any will do. Raises Untranslatable."""
-    kind, comparator = _match(test), test.tags.get(":comparator", "i;ascii-casemap")
+    kind, comparator = _match(test), test.tags.get(":comparator", _CASEMAP)
     if comparator == "i;ascii-numeric":
         sign = "eq" if kind == "is" else test.tags.get(":value")
         if kind not in {"is", "value"} or sign is None:
@@ -91,7 +93,7 @@ def _texts(test: Command, keys: Sequence[str], *, whole: bool = False) -> Any:
         return patterns.one_or_all([{"regex": patterns.number_as_regex(str(sign), one)} for one in numbers])
     if kind in {"value", "count"}:
         raise Untranslatable(f"there is no condition for :{kind} of texts")
-    if comparator not in {"i;ascii-casemap", "i;octet", "i;unicode-casemap"}:
+    if comparator not in {_CASEMAP, "i;octet", "i;unicode-casemap"}:
         raise Untranslatable(f"the comparator {comparator} has no counterpart")
     if comparator == "i;octet":
         return patterns.one_or_all([_cased(kind, key) for key in keys])
@@ -184,7 +186,7 @@ def _address(test: Command, scope: Scope) -> Formula:
 def _addresses_in(name: str, value: Any, test: Command, keys: Sequence[str], scope: Scope) -> Formula:
     if name.lower() in _ADDRESSES:
         return Leaf(name.lower(), value)
-    if _match(test) not in {"is", "contains"} or ":comparator" in test.tags:
+    if _match(test) not in {"is", "contains"} or test.tags.get(":comparator", _CASEMAP) != _CASEMAP:
         raise Untranslatable(f"the addresses in {name} are not looked at one by one; a `header` condition may do")
     scope.warn(f"{name} is looked at as text, with its display names, not address by address")
     around = {
@@ -217,7 +219,8 @@ def _of_part(test: Command, keys: Sequence[str], scope: Scope) -> Any:
 def _local_part(test: Command, keys: Sequence[str]) -> Any:
     kind = _match(test)
     if kind == "regex" or ":comparator" in test.tags:
-        if any("$" in key[:-1].replace("\\$", "") or "|" in key for key in keys):
+        bare = [re.sub(r"\([^()]*\)", "", key[:-1]) for key in keys]  # a sign in brackets ends there
+        if any("$" in key[:-1].replace("\\$", "") or "|" in rest for key, rest in zip(keys, bare, strict=True)):
             raise Untranslatable("this pattern for the part before the @ has no counterpart")
         cased = patterns.cased if test.tags.get(":comparator") == "i;octet" else str
         if kind != "regex":
