@@ -316,7 +316,9 @@ def _needs_conversion(own: str, home: Home, site: Site) -> str:
     if not site.config.user_rules or not os.path.lexists(path):
         return f"{own} is a filter of the user's own: first {_convert('maildrop', own, path)}"
     try:
-        error = personal(path, site.config, os.stat(os.path.dirname(path)).st_uid).error
+        owner = os.stat(os.path.dirname(path))
+        with tree.as_owner(owner):  # what root can read, a delivery may not
+            error = personal(path, site.config, owner.st_uid).error
     except (DeliverError, OSError) as failure:
         error = str(failure)
     return f"{path}, the conversion of {own}, cannot be used: {error}" if error else ""

@@ -263,6 +263,21 @@ def test_a_users_own_filter_needs_its_conversion(tree: Tree, line: str, filter_f
     assert qmail.read_text() == tree.ours
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to make a file that the user cannot read")
+def test_a_conversion_that_the_user_cannot_read_is_none(scratch: Path) -> None:
+    """Root can read it, and a delivery would go on without the user's rules."""
+    tree = Tree(scratch)
+    qmail = tree.user("you", "|maildrop ./.mailfilter\n")
+    (tree.domain / "you" / ".mailfilter").write_text('to "Maildir"\n')
+    main_job.own(tree.root)
+    rules = qmail.parent / "mailfilter.toml"
+    rules.write_text("[[rule]]\nfile = 'A'\n")
+    rules.chmod(0o600)
+    assert "cannot be used: cannot be read" in tree.adopt()
+    rules.chmod(0o644)
+    assert "cannot be used" not in tree.adopt()
+
+
 def test_a_mailbox_without_maildir_is_left(tree: Tree) -> None:
     (tree.domain / ".qmail-box").write_text(f"{TOASTER}\n")
     assert "Maildir is not there" in tree.adopt()
