@@ -142,10 +142,10 @@ def _deliver(arguments: list[str], started: float, had_input: bool) -> Reply:
     import asyncio
 
     from deliver import config, exits, log, maildrop, wiring
-    from deliver.settings import Config
     from deliver.envelope import envelope_of, maildir_of
     from deliver.message import Message, Source, read_framing
     from deliver.pipeline import deliver
+    from deliver.settings import Config
 
     write = log.to("syslog")
     recipient = ""

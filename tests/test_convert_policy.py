@@ -9,11 +9,11 @@ import pytest
 from scanned import HEADER, with_attachment
 
 from deliver import config
-from deliver.settings import Config
 from deliver.convert import qmail_scanner, simcontrol, write
 from deliver.convert.model import Conversion, Wrong
 from deliver.message import Source
 from deliver.replay import Family, Replayer, Result, Settings
+from deliver.settings import Config
 from deliver.values import Verb
 
 # As in qmail-scanner's documentation and in the files of PLD Linux.
