@@ -8,9 +8,10 @@ import pytest
 import report
 import servers
 
-# Started in the background by a shell, we ignore SIGINT (sh(1)), and so would every command that a test starts; and a
-# shell cannot undo that (POSIX, trap).
+# Started in the background by a shell we ignore SIGINT (sh(1)), under nohup(1) SIGHUP, and so would every command that a
+# test starts; and a shell cannot undo that (POSIX, trap).
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture
