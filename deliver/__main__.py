@@ -46,14 +46,15 @@ def main() -> None:
     started = time.monotonic()
     reply = Reply(75, "4.3.0 Temporary failure (#4.3.0)")
     had_input = False
+    settled: list[Reply] = []
     try:
         had_input = _descriptors()
-        _signals()
+        _signals(settled)
         _alarm(DEADLINE)
         _limit_cpu()
-        reply = _deliver(arguments, started, had_input)
+        reply = _deliver(arguments, started, had_input, settled)
     except BaseException as error:
-        reply = _failed(error)
+        reply = settled[0] if settled else _failed(error)
     _leave(reply, had_input)
 
 
@@ -69,24 +70,31 @@ def _descriptors() -> bool:
     return had_input
 
 
-def _signals() -> None:
+def _signals(settled: list[Reply]) -> None:
     """qmail-lspawn starts deliveries with SIGCHLD blocked, others ignore it; neither lets us wait for children."""
     os.umask(0o077)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGXCPU, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, _stop)
-    signal.signal(signal.SIGALRM, _give_up)
+    signal.signal(signal.SIGALRM, lambda _number, _frame: _give_up(settled))
 
 
 def _stop(number: int, _frame: Any) -> NoReturn:
     raise Stopped(f"stopped by signal {number}")
 
 
-def _give_up(_number: int, _frame: Any) -> NoReturn:
+def _give_up(settled: list[Reply]) -> NoReturn:
+    """Once the message is where it belongs it must not come again, however long the rest takes."""
+    reply = settled[0] if settled else Reply(75, "4.4.7 Delivery took too long (#4.4.7)")
     with contextlib.suppress(OSError):
-        os.write(1, b"4.4.7 Delivery took too long (#4.4.7)\n")
-    os._exit(75)
+        _say(reply)
+    os._exit(reply.code)
+
+
+def _say(reply: Reply) -> None:
+    if reply.line:
+        os.write(1, reply.line.encode("ascii", "replace") + b"\n")
 
 
 def _alarm(seconds: float) -> None:
@@ -113,9 +121,8 @@ def _leave(reply: Reply, had_input: bool) -> NoReturn:
     with contextlib.suppress(BaseException):
         if had_input:
             drain(0)
-    if reply.line:
-        with contextlib.suppress(BaseException):
-            os.write(1, reply.line.encode("ascii", "replace") + b"\n")
+    with contextlib.suppress(BaseException):
+        _say(reply)
     os._exit(reply.code)
 
 
@@ -138,7 +145,8 @@ def _log_failure(error: BaseException) -> None:
         log.to("syslog")(level="warning", detail=f"{type(error).__name__}: {error}", at=str(where))
 
 
-def _deliver(arguments: list[str], started: float, had_input: bool) -> Reply:
+def _deliver(arguments: list[str], started: float, had_input: bool, settled: list[Reply]) -> Reply:
+    """The reply; ``settled`` gets it as soon as it is certain."""
     import asyncio
 
     from deliver import config, exits, log, maildrop, wiring
@@ -174,11 +182,14 @@ def _deliver(arguments: list[str], started: float, had_input: bool) -> Reply:
         recipient = envelope.recipient
         message = Message(source, framing, envelope.return_path, wiring.forgeries(settings))
 
-        async def with_deadline() -> Outcome:
-            async with asyncio.timeout(deadline):
-                return await deliver(site, message, envelope)
+        def settle(outcome: Outcome) -> None:
+            settled.append(exits.answer(outcome, environment if call.stop_after_spam else {}))
 
-        outcome = asyncio.new_event_loop().run_until_complete(with_deadline())
+        async def with_deadline() -> None:
+            async with asyncio.timeout(deadline):
+                await deliver(site, message, envelope, settle)
+
+        asyncio.new_event_loop().run_until_complete(with_deadline())
     except TimeoutError as error:
         write(level="warning", recipient=recipient, exit=75, detail="the overall deadline was reached")
         raise Deferred("deadline", "4.4.7 Delivery took too long") from error
@@ -187,7 +198,7 @@ def _deliver(arguments: list[str], started: float, had_input: bool) -> Reply:
             level="warning", recipient=recipient, exit=exits.from_error(error).code, detail=error.detail or error.line
         )
         raise
-    return exits.answer(outcome, environment if call.stop_after_spam else {})
+    return settled[0]
 
 
 def _become_owner(maildir: str) -> None:

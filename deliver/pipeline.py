@@ -75,15 +75,28 @@ class Decision(NamedTuple):
     mailbox: Mailbox
 
 
-async def deliver(site: Site, message: Message, envelope: Envelope, note: Note = unheard) -> Outcome:
-    """Deliver one message to one recipient. Raises Deferred or Refused; whatever else it raises means "try again"."""
+async def deliver(
+    site: Site, message: Message, envelope: Envelope, settled: Callable[[Outcome], object], note: Note = unheard
+) -> Outcome:
+    """Deliver one message to one recipient. Raises Deferred or Refused; whatever else it raises means "try again".
+
+    ``settled`` hears the outcome as soon as the message is where it belongs: whoever waits no longer for the quota
+    file, the subscriptions and the log has to answer that. It may be called in a thread.
+    """
     refuse_loops(message, envelope)
     verdicts = await scan_all(site.scanners, message, envelope, note)
-    outcome: Outcome = await site.blocking(_place, site, message, envelope, verdicts, note)
+    outcome: Outcome = await site.blocking(_place, site, message, envelope, verdicts, settled, note)
     return outcome
 
 
-def _place(site: Site, message: Message, envelope: Envelope, verdicts: tuple[Verdict, ...], note: Note) -> Outcome:
+def _place(
+    site: Site,
+    message: Message,
+    envelope: Envelope,
+    verdicts: tuple[Verdict, ...],
+    settled: Callable[[Outcome], object],
+    note: Note,
+) -> Outcome:
     decision = judge(site, message, envelope, verdicts, note)
     mailbox = decision.mailbox
     try:
@@ -92,6 +105,7 @@ def _place(site: Site, message: Message, envelope: Envelope, verdicts: tuple[Ver
         )
         done = perform(decision.plan, message, envelope, verdicts, tools, note)
         outcome = Outcome(exits.from_plan(done), done)
+        settled(outcome)
         try:
             problems = mailbox.settle(done.unsubscribed)
             said = record(envelope, message, verdicts, outcome, site.config.log.subject)

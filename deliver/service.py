@@ -293,19 +293,22 @@ class Service:
             return await loop.run_in_executor(self._lookups, users.look_up, running.config.users, address)
 
         async def deliver_all(incoming: Incoming) -> Sequence[Reply]:
-            limit = asyncio.timeout(running.config.deadline)
+            until = asyncio.get_running_loop().time() + running.config.deadline
+            limit = asyncio.timeout_at(until)
             try:
-                async with limit, self._gate.work(incoming.source.size):
-                    message = await self._message(running, incoming.source, incoming.framing, incoming.return_path)
+                async with self._gate.work(incoming.source.size):
+                    async with limit:
+                        message = await self._message(running, incoming.source, incoming.framing, incoming.return_path)
                     if len(incoming.envelopes) == 1:
-                        return [await one(message, incoming.envelopes[0])]
-                    return await asyncio.gather(*(one(message, envelope) for envelope in incoming.envelopes))
+                        return [await one(message, incoming.envelopes[0], until)]
+                    # Each has its own time limit: that of all would take their answers from those who have the message.
+                    return await asyncio.gather(*(one(message, envelope, until) for envelope in incoming.envelopes))
             except Exception as error:
                 reply = self._excuse(_TOO_LATE if limit.expired() else error, incoming.envelopes[0].recipient)
                 return [reply] * len(incoming.envelopes)
 
-        async def one(message: Message, envelope: Envelope) -> Reply:
-            limit = asyncio.timeout(running.config.deadline)
+        async def one(message: Message, envelope: Envelope, until: float) -> Reply:
+            limit = asyncio.timeout_at(until)
             try:
                 async with limit:
                     if _stranger(envelope.maildir):
@@ -334,8 +337,14 @@ class Service:
         return await self._blocking(make)  # type: ignore[no-any-return]
 
     async def _deliver(self, site: Site, message: Message, envelope: Envelope) -> Outcome:
+        settled: list[Outcome] = []
         with self._metrics.in_work():
-            outcome = await deliver(site, message, envelope)
+            try:
+                outcome = await deliver(site, message, envelope, settled.append)
+            except asyncio.CancelledError:  # the deadline
+                if not settled:
+                    raise
+                outcome = settled[0]
         self._metrics.delivered(outcome)
         return outcome
 

@@ -1,6 +1,7 @@
 """The resident service as it is installed: both doors, its limits, and what clients hear when it fails or dies."""
 
 import contextlib
+import fcntl
 import os
 import pwd
 import re
@@ -710,6 +711,42 @@ def test_the_deadline_answers_and_what_goes_on_reads_its_own_message(make_site: 
     late = [one for one in site.messages() if b"Subject: first" in one]
     assert [one.endswith(content) for one in late] == [True] * 3
     servers.wait_for(lambda: not [name for name in site.descriptors() if name.startswith(str(site.directory))])
+
+
+def test_a_recipient_who_hangs_leaves_the_others_their_answers(make_site: Make) -> None:
+    """RFC 2033 section 4.2: who hears 451 gets the message again, and again as long as one of them hangs."""
+    script = "case $0 in slow@*) while [ -e HERE/slow ]; do sleep 0.1; done;; esac; echo NOQUOTA"
+    quota = f"[quota]\ncommand = ['/bin/sh', '-c', '{script}', '{{recipient}}']\n"
+    site = make_site(quota, top='deadline = "2 s"')
+    maildirs = [site.user(name) for name in ("anna", "slow", "bert")]
+    site.serve()
+    with Client(site.lmtp) as client:
+        client.say("LHLO there")
+        replies = client.send("a@example.net", [f"{name}@example.org" for name in ("anna", "slow", "bert")], b"Hi\n")
+    assert [reply[:9] for reply in replies] == ["250 2.0.0", "451 4.4.7", "250 2.0.0"]
+    assert [len(list((maildir / "new").iterdir())) for maildir in maildirs] == [1, 0, 1]
+
+
+@pytest.mark.parametrize("door", ["command", "service", "LMTP"])
+def test_the_deadline_changes_nothing_once_the_message_is_stored(make_site: Make, door: str) -> None:
+    """The Maildir's lock, held by its owner, keeps the quota's count waiting: 75 would bring the message again."""
+    site = make_site(top='deadline = "2 s"', quota="10000000S\n5 1\n")
+    lock = os.open(site.maildir, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if door == "LMTP":
+            site.serve()
+            with Client(site.lmtp) as client:
+                client.say("LHLO there")
+                (reply,) = client.send("a@example.net", [RECIPIENT], b"Subject: once\n\n")
+                assert reply.startswith("250 2.0.0 ")
+        else:
+            site.starts = door == "service"
+            assert site.deliver(b"Subject: once\n\n")[:3] == (0, b"", b"")
+        assert len(site.messages()) == 1
+        assert (site.maildir / "maildirsize").read_text() == "10000000S\n5 1\n"  # so that it was the deadline
+    finally:
+        os.close(lock)
 
 
 # Stop and go.
