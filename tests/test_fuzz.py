@@ -194,12 +194,17 @@ def maildirsize_is_survived(data: bytes) -> None:
         assert (path / "maildirsize").stat().st_size < 5120 + 26
 
 
-def as_courier_does(data: bytes) -> None:
-    """What deliverquota does with the same file, except where ours differs on purpose (see deliver/quota.py)."""
+def as_courier_does(data: bytes, stored: list[tuple[str, str, int]], big: bool) -> None:
+    """What deliverquota does with the same file and the same mail, except where ours differs on purpose (see
+    deliver/quota.py): there STATES and NAMES do not go.
+    """
     results = []
-    mail = b"Subject: x\n\n" + b"x" * 101 + b"\n"
+    mail = b"Subject: x\n\n" + b"x" * (6000 if big else 101) + b"\n"
     for who in ("courier", "ours"):
         with small_maildir() as path:
+            for number, (directory, name, size) in enumerate(stored):
+                (path / directory).mkdir(parents=True, exist_ok=True)
+                (path / directory / name.replace("#", str(number))).write_bytes(b"x" * size)
             (path / "maildirsize").write_bytes(data)
             if who == "courier":
                 command = [servers.needs("deliverquota.courier"), str(path)]
@@ -238,6 +243,17 @@ STATES = st.tuples(
     ),
 ).map(lambda state: b"\n".join((state[0], *state[1])) + b"\n")  # fmt: skip
 """maildirsize as programs leave it, near its limit: whole lines."""
+
+NAMES = st.tuples(
+    st.sampled_from(
+        [f"{folder}/{part}" for folder in (".", ".Spam", ".Trash", ".Trash.old", ".trash", "..odd", ".A.B") for part in ("new", "cur", "tmp")]
+    ),
+    st.sampled_from(
+        ["#.h", "#.h,S=114", "#.h:2,S", "#.h,S=90:2,ST", "#.h:2,T", "#.h,S=1,W=9:2,", "#.h,W=9,S=120", ".#.h", "#.h,S=x", "#.h,S=5x:2,", "#,S=1,S=130:2,aT", "#.h,S=-5", "#.h:2,,S=7", "#.h:1,T", "#.h;2,T", "#,S=007"]
+    ),
+    st.sampled_from([0, 1, 114, 300]),
+)  # fmt: skip
+"""A directory of a Maildir, a file in it, and its size."""
 
 LISTS = pieces(b"V\t2\n\n", b"V\t2\n", b"Spam\n", b"Spam", b"INBOX.Spam\n", b"INBOX\n", b"Sent\n", b"A\tB\n", b"\r\n", b"\n", b"\x01t", b"\0", b"\xff")
 
@@ -403,7 +419,7 @@ TARGETS = [
     Target("messages", message_is_kept, {"raw": MESSAGES}, 1500),
     Target("headers", header_is_read, {"raw": WORDS}, 2000),
     Target("maildirsize", maildirsize_is_survived, {"data": SIZES}, 200),
-    Target("maildirsize as Courier", as_courier_does, {"data": STATES}, 250),
+    Target("maildirsize as Courier", as_courier_does, {"data": STATES, "stored": st.lists(NAMES, max_size=6), "big": st.booleans()}, 250),
     Target("subscriptions", lists_are_kept, {"dovecot": LISTS, "courier": LISTS}, 150),
     Target("configuration", configuration_is_judged, {"text": TOML}, 500),
     Target("clamd", clamds_answer_is_judged, {"answer": CLAMD}, 80, ({"answer": b"stream:  FOUND\n"},)),

@@ -192,7 +192,7 @@ def test_q5_an_empty_file_is_left_alone(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["-S=1:2,S", "x:2,S,S=5", "x,S=7,S=9", "x,S=abc", "x,S=", "x,S=12x:2,FS", "x:2,aT", "x:1,T"]
+    "name", ["-S=1:2,S", "x:2,S,S=5", "x,S=7,S=9", "x,S=abc", "x,S=", "x,S=12x:2,FS", "x:2,aT", "x:1,T", "x:2,S:2,T", "x:1,S:2,T"]
 )
 def test_messages_are_counted_as_courier_counts_them(path: Path, name: str) -> None:
     message_in(path / "cur", name)
