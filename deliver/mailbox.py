@@ -70,16 +70,24 @@ class Mailbox:
 
         Never raises; says what went wrong, "" for nothing.
         """
-        problems = [
-            subscriptions.subscribe(self._maildir.fd, prepared.folder)
-            for prepared in self._prepared
-            if prepared.created and prepared.folder not in unsubscribed
-        ]
+        made = {prepared.folder for prepared in self._prepared if prepared.created}
+        problems = [self._introduce(folder, subscribe=folder not in unsubscribed) for folder in sorted(made)]
         if self._usage is not None:
             stored = [prepared.size for prepared in self._prepared if prepared.name and quota.counts(prepared.folder)]
             problems.append(quota.record(self._maildir.fd, self._usage, sum(stored), len(stored)))
             quota.warn(self._maildir, self._usage, self._warn_at, _warning(self._warning))
         return "; ".join(filter(None, problems))
+
+    def _introduce(self, folder: str, *, subscribe: bool) -> str:
+        """Until it works, and then never again: a folder that its owner has unsubscribed from stays so."""
+        problem = subscriptions.subscribe(self._maildir.fd, folder) if subscribe else ""
+        if problem:
+            return problem
+        try:
+            self._maildir.introduced(folder)
+        except OSError as error:
+            return f".{folder}/maildirfolder: {error}"
+        return ""
 
     def close(self) -> None:
         """Let go of the directory."""

@@ -30,6 +30,10 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW_FILE = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _PARTS = ("new", "cur", "tmp")  # tmp is made last: Courier takes it for the sign of a complete folder
 _TRIES = 10
+_MARK = "maildirfolder"
+# The mode of maildirfolder: what the folder's first delivery still has to do survives that delivery's end.
+_UNKNOWN = 0o400
+_INTRODUCED = 0o600
 
 _STORAGE_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # What concerns one folder and will not pass by itself; the inbox may still work.
@@ -54,7 +58,8 @@ class Prepared:
     """A message that lies complete and synced in tmp/, waiting for ``commit`` or ``abort``.
 
     ``size`` is the file's, in bytes. ``folder`` is the name given to ``prepare``; ``created`` says that the folder was
-    made for this message. ``name`` is the message's path relative to the Maildir, "" until committed.
+    made for this message, or for one that failed before ``Maildir.introduced`` was called. ``name`` is the message's
+    path relative to the Maildir, "" until committed.
     """
 
     def __init__(self, where: str, folder: str, flags: str, home: int, *, created: bool) -> None:
@@ -258,6 +263,20 @@ class Maildir:
             raise
         return prepared
 
+    def introduced(self, folder: str) -> None:
+        """Remember that IMAP servers have been told of a folder that ``prepare`` has ``created``. Raises OSError."""
+        home = os.open(f".{folder}", _DIRECTORY, dir_fd=self.fd)
+        try:
+            mark = os.open(_MARK, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=home)
+        finally:
+            os.close(home)
+        try:
+            found = os.fstat(mark)
+            if stat.S_ISREG(found.st_mode) and found.st_nlink == 1:  # a hard link may be another's file
+                os.fchmod(mark, _INTRODUCED)
+        finally:
+            os.close(mark)
+
     def _where(self, folder: str) -> str:
         return f"{self.path}/.{folder}"
 
@@ -266,17 +285,18 @@ class Maildir:
         if not _is_folder_name(name):
             raise FolderUnusable(f"{self.path}: {name!r} cannot be a folder's name")
         directory = f".{name}"
-        missing = created = False
+        missing = False
         try:
             home = os.open(directory, _DIRECTORY, dir_fd=self.fd)
         except FileNotFoundError:
             missing = True
-            created = _make_directory(directory, self.fd)
+            _make_directory(directory, self.fd)
             home = os.open(directory, _DIRECTORY, dir_fd=self.fd)
         try:
             if os.fstat(home).st_uid not in self._owners:
                 raise FolderUnusable(f"{self._where(name)}: belongs to another user")
-            if _mark_as_folder(home) | _complete(home):
+            marked, created = _mark_as_folder(home)
+            if _complete(home) or marked:
                 _sync_directory(home)
             if missing:  # even if another process was faster: it may not have come to this line
                 _sync_directory(self.fd)
@@ -359,13 +379,20 @@ def _make_directory(name: str, parent: int) -> bool:
     return True
 
 
-def _mark_as_folder(home: int) -> bool:
-    """Maildir++: by this empty file deliverquota, maildrop and vpopmail tell that the quota is the parent's."""
+def _mark_as_folder(home: int) -> tuple[bool, bool]:
+    """Maildir++: by this empty file deliverquota, maildrop and vpopmail tell that the quota is the parent's.
+
+    Whether it was made now, and whether the folder is one of ours that nobody was told of: in a directory without any
+    part of a folder it is made first of all.
+    """
+    bare = not any(_is_directory(part, home) for part in _PARTS)
     try:
-        os.close(os.open("maildirfolder", os.O_WRONLY | _NEW_FILE, 0o600, dir_fd=home))
+        mode = _UNKNOWN if bare else _INTRODUCED
+        os.close(os.open(_MARK, os.O_RDONLY | _NEW_FILE, mode, dir_fd=home))
     except FileExistsError:
-        return False
-    return True
+        found = os.stat(_MARK, dir_fd=home, follow_symlinks=False)
+        return False, stat.S_ISREG(found.st_mode) and stat.S_IMODE(found.st_mode) == _UNKNOWN
+    return True, bare
 
 
 def _create(directory: int, access: int) -> tuple[str, int]:

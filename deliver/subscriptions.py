@@ -21,6 +21,7 @@ _LOCK = "subscriptions.lock"
 _DOVECOT_2 = b"V\t2\n\n"
 _LARGEST = 1 << 20  # bytes; a list of that length was not made by an IMAP server
 _LOCK_WAIT = 5.0  # seconds; Dovecot itself would wait for 120
+_ABANDONED = 30.0  # seconds after which Dovecot, too, takes a lock for one of a process that died
 _SETTLED = 0.05  # seconds; imapd takes some 0.2 ms from reading the list to renaming it
 _TRIES = 3
 _SAFELY = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -44,6 +45,8 @@ def subscribe(maildir_fd: int, folder: str) -> str:
         return f"subscriptions: {folder!r} cannot be a line"
     try:
         present = [name for name in (COURIER, DOVECOT) if _exists(maildir_fd, name)]
+        if present == [COURIER] and _is_half_made(maildir_fd, folder):
+            present = []
     except OSError as error:
         return f"subscriptions: {error}"
     for name, update in ((COURIER, _update_courier), (DOVECOT, _update_dovecot)):
@@ -55,9 +58,21 @@ def subscribe(maildir_fd: int, folder: str) -> str:
     return "; ".join(problems)
 
 
+def _is_half_made(maildir_fd: int, folder: str) -> bool:
+    """Whether a delivery of ours died between making Courier's list and making Dovecot's."""
+    with contextlib.suppress(OSError):  # what is not a plain file is not ours either
+        old = _read(maildir_fd, COURIER)
+        return old is not None and old.data == _courier_line(folder) + b"\n"
+    return False
+
+
+def _courier_line(folder: str) -> bytes:
+    return (folder if folder.upper() == "INBOX" else f"INBOX.{folder}").encode()
+
+
 def _update_courier(maildir_fd: int, folder: str) -> None:
     """Add the line; again where imapd replaced the file at the same time, since neither side has a lock."""
-    line = (folder if folder.upper() == "INBOX" else f"INBOX.{folder}").encode()
+    line = _courier_line(folder)
     for _ in range(_TRIES):
         old = _read(maildir_fd, COURIER)
         new = _with_line(old.data if old else b"", line, b"")
@@ -98,9 +113,10 @@ def _update_dovecot(maildir_fd: int, folder: str) -> None:
         new = _dovecot_text(old, folder)
         if new is not None:
             _write(lock, new, old)
-            if _is_still(maildir_fd, _LOCK, lock):
-                os.rename(_LOCK, DOVECOT, src_dir_fd=maildir_fd, dst_dir_fd=maildir_fd)
-                os.fsync(maildir_fd)
+            if not _is_still(maildir_fd, _LOCK, lock):
+                raise BlockingIOError(errno.EAGAIN, "the lock was taken away")
+            os.rename(_LOCK, DOVECOT, src_dir_fd=maildir_fd, dst_dir_fd=maildir_fd)
+            os.fsync(maildir_fd)
     finally:
         with contextlib.suppress(OSError):
             if _is_still(maildir_fd, _LOCK, lock):
@@ -184,11 +200,15 @@ def _dovecot_lock(maildir_fd: int) -> int:
         except FileExistsError:
             if time.monotonic() > until:
                 raise
+            with contextlib.suppress(OSError):
+                if time.time() - os.stat(_LOCK, dir_fd=maildir_fd, follow_symlinks=False).st_ctime > _ABANDONED:
+                    os.unlink(_LOCK, dir_fd=maildir_fd)
+                    continue
             time.sleep(0.05)
 
 
 def _is_still(maildir_fd: int, name: str, descriptor: int) -> bool:
-    """Whether the lock is ours: Dovecot removes one that it takes for abandoned, after 30 seconds."""
+    """Whether the lock is ours: whoever takes it for abandoned removes it."""
     ours = os.fstat(descriptor)
     there = os.stat(name, dir_fd=maildir_fd, follow_symlinks=False)
     return (ours.st_dev, ours.st_ino) == (there.st_dev, there.st_ino)

@@ -66,6 +66,10 @@ class Session:
         """SUBSCRIBE."""
         self.command(f"SUBSCRIBE {self._prefix}{folder}")
 
+    def unsubscribe(self, folder: str) -> None:
+        """UNSUBSCRIBE."""
+        self.command(f"UNSUBSCRIBE {self._prefix}{folder}")
+
     def messages(self, folder: str = "INBOX") -> list[Shown]:
         """What is in a folder; nothing is marked as read."""
         name = folder if folder == "INBOX" else self._prefix + folder

@@ -1,6 +1,8 @@
 """After our deliveries, a real Dovecot and a real Courier-IMAP show what was delivered, as it was delivered."""
 
+import functools
 import os
+import resource
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -76,6 +78,24 @@ def test_the_spam_folder_is_listed_and_subscribed(home: main_job.Home, server: i
         assert len(session.messages()) == 1
 
 
+def test_a_folder_whose_first_message_failed_is_subscribed_by_the_next(
+    home: main_job.Home, server: imap.Server  # noqa: F811
+) -> None:
+    """The disk was full, say: the folder was made and the message put off. But only once: its owner may unsubscribe."""
+    full = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (1000, 1000))
+    large = SPAM + b"x" * 5000 + b"\n"
+    assert forked.deliver(home.environment(), home.path, stdin=large, prepare=full).code == 75
+    assert (home.maildir / ".Spam").is_dir()
+    assert deliver(home, large) == 0
+    with server(home.path) as session:
+        assert "Spam" in session.folders("LSUB")
+        session.unsubscribe("Spam")
+    assert deliver(home, SPAM) == 0
+    with server(home.path) as session:
+        assert "Spam" not in session.folders("LSUB")
+        assert len(session.messages("Spam")) == 2
+
+
 def test_a_running_session_sees_the_new_folder(home: main_job.Home, server: imap.Server) -> None:  # noqa: F811
     """A client stays connected for days."""
     with server(home.path) as session:
@@ -131,7 +151,7 @@ def test_every_state_of_the_folder_is_mended(home: main_job.Home, server: imap.S
     with server(home.path) as session:
         (shown,) = session.messages("Spam")
         assert shown.content.endswith(as_shown(SPAM))
-        assert ("Spam" in session.folders("LSUB")) is (parts is None)
+        assert ("Spam" in session.folders("LSUB")) is (not parts)  # what has no part is not a folder yet
 
 
 @pytest.mark.parametrize("make", [Path.touch, lambda path: path.symlink_to("/nonexistent"), os.mkfifo])

@@ -142,6 +142,7 @@ def test_the_hosts_name_cannot_spoil_the_files(
 def test_a_folder_is_made_complete_on_first_use(path: Path, maildir: Maildir) -> None:
     assert not maildir.has_folder("Lists.qmail")
     first = delivered(maildir, "Lists.qmail")
+    maildir.introduced("Lists.qmail")
     second = delivered(maildir, "Lists.qmail")
 
     folder = path / ".Lists.qmail"
@@ -157,12 +158,52 @@ def test_a_folder_is_made_complete_on_first_use(path: Path, maildir: Maildir) ->
 @pytest.mark.parametrize("missing", ["tmp", "new", "cur", "maildirfolder"])
 def test_an_incomplete_folder_is_completed(path: Path, maildir: Maildir, missing: str) -> None:
     delivered(maildir, "Spam", flags="S" if missing == "new" else "")
+    maildir.introduced("Spam")
     victim = path / ".Spam" / missing
     victim.unlink() if missing == "maildirfolder" else victim.rmdir()
 
     assert maildir.has_folder("Spam")
     assert delivered(maildir, "Spam").created is False
     assert victim.exists()
+
+
+def test_a_folder_counts_as_new_until_it_is_introduced(path: Path, maildir: Maildir) -> None:
+    """What a first delivery that failed, or was killed, has left undone is for the next one to do."""
+    (path / ".Spam").mkdir()  # killed between the first mkdir and all others
+    assert maildir.prepare("Spam", [MESSAGE]).created
+    assert delivered(maildir, "Spam").created
+    maildir.introduced("Spam")
+    assert not delivered(maildir, "Spam").created
+
+
+def test_a_folder_of_others_is_not_new(path: Path, maildir: Maildir) -> None:
+    """vpopmail's have no maildirfolder, Courier's have one."""
+    for name in (".Junk/new", ".Junk/cur", ".Junk/tmp", ".Sent/new", ".Sent/cur", ".Sent/tmp"):
+        (path / name).mkdir(parents=True)
+    (path / ".Sent" / "maildirfolder").touch()
+    assert not delivered(maildir, "Junk").created
+    assert not delivered(maildir, "Sent").created
+
+
+def test_introducing_a_folder_touches_nothing_that_was_put_there(path: Path, maildir: Maildir) -> None:
+    delivered(maildir, "Spam")
+    mark, other = path / ".Spam" / "maildirfolder", path / "other"
+    other.write_bytes(b"")
+    other.chmod(0o444)
+    mark.unlink()
+    mark.hardlink_to(other)
+    maildir.introduced("Spam")
+    mark.unlink()
+    mark.symlink_to(other)
+    with pytest.raises(OSError, match="symbolic links"):
+        maildir.introduced("Spam")
+    mark.unlink()
+    (path / ".Spam").rename(path / ".Real")
+    (path / ".Spam").symlink_to(".Real")
+    (path / ".Real" / "maildirfolder").touch(0o444)
+    with pytest.raises(OSError, match="Not a directory"):
+        maildir.introduced("Spam")
+    assert stat.S_IMODE(other.stat().st_mode) == stat.S_IMODE((path / ".Real" / "maildirfolder").stat().st_mode) == 0o444
 
 
 @pytest.mark.parametrize("name", ["INBOX", "inbox", "Inbox"])

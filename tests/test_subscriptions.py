@@ -235,6 +235,33 @@ def test_a_lock_that_stays_is_left_to_its_owner(path: Path, maildir: int, monkey
     assert (path / "subscriptions.lock").read_bytes() == b"theirs"
 
 
+@pytest.mark.parametrize("plant", [Path.touch, os.mkfifo, lambda lock: lock.symlink_to("new"), Path.mkdir])
+def test_a_lock_that_nobody_holds_any_more_is_taken_over(
+    path: Path, maildir: int, monkeypatch: pytest.MonkeyPatch, plant: Callable[[Path], None]
+) -> None:
+    """As by Dovecot (file-dotlock.c); else one killed delivery would leave the list locked for ever."""
+    monkeypatch.setattr(subscriptions, "_LOCK_WAIT", 0.5)
+    (path / DOVECOT).write_bytes(V2)
+    lock = path / "subscriptions.lock"
+    plant(lock)
+    later = time.time() + 31
+    monkeypatch.setattr(time, "time", lambda: later)
+    if lock.is_dir() and not lock.is_symlink():
+        assert subscribe(maildir, "Spam").startswith("subscriptions: ")
+        return
+    assert subscribe(maildir, "Spam") == ""
+    assert (path / DOVECOT).read_bytes() == V2 + b"Spam\n"
+    assert not os.path.lexists(lock)
+
+
+def test_lists_half_made_are_both_made_in_the_end(path: Path, maildir: int) -> None:
+    """A delivery was killed when Courier's list was there and Dovecot's was not."""
+    (path / COURIER).write_bytes(b"INBOX.Spam\n")
+    assert subscribe(maildir, "Spam") == ""
+    assert (path / COURIER).read_bytes() == b"INBOX.Spam\n"
+    assert (path / DOVECOT).read_bytes() == V2 + b"Spam\n"
+
+
 def test_a_lock_taken_away_is_not_renamed(path: Path, maildir: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Dovecot removes a lock that it takes for abandoned; what is there then belongs to somebody else."""
     (path / DOVECOT).write_bytes(V2)
@@ -248,7 +275,7 @@ def test_a_lock_taken_away_is_not_renamed(path: Path, maildir: int, monkeypatch:
         lock.write_bytes(b"theirs")
 
     monkeypatch.setattr(os, "fsync", fsync)
-    subscribe(maildir, "Spam")
+    assert "taken away" in subscribe(maildir, "Spam")
     assert (path / DOVECOT).read_bytes() == V2
     assert lock.read_bytes() == b"theirs"
 
