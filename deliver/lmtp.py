@@ -335,6 +335,8 @@ class Session:
                 self._reply(_OK)
             case b"NOOP":
                 self._reply(_OK)
+            case b"HELP":  # RFC 5321 section 4.1.1.8
+                self._reply(Answer(214, "2.0.0", "This is LMTP (RFC 2033): LHLO MAIL RCPT DATA RSET NOOP VRFY QUIT"))
             case b"VRFY" if not argument:
                 self._reply(Answer(501, "5.5.4", "Expected VRFY and a name"))
             case b"VRFY":  # RFC 5321 section 3.5.3: it must not say yes to what was not looked up

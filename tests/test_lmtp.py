@@ -279,7 +279,7 @@ DIALOGUES = {
     VRFY                                          | 501 5.5.4
     LHLO                                          | 501 5.5.4
     EXPN list                                     | 500 5.5.2
-    HELP                                          | 500 5.5.2
+    HELP                                          | 214 2.0.0
     BDAT 3 LAST                                   | 500 5.5.2
     STARTTLS                                      | 500 5.5.2
     XYZZY                                         | 500 5.5.2

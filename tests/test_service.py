@@ -265,6 +265,19 @@ def test_extensions_and_unknown_users(make_site: Make) -> None:
     assert len(list((site.directory / "joe" / "Maildir" / "new").iterdir())) == 1
 
 
+def test_a_loop_is_seen_where_the_address_needs_quotes(make_site: Make) -> None:
+    """RFC 5321 section 4.1.2: our Delivered-To has the quotes, and so it comes back."""
+    site = make_site()
+    maildir = site.user("a b")
+    site.serve()
+    with Client(site.lmtp) as client:
+        client.say("LHLO there")
+        assert client.send("x@y", ['"a b"@example.org'], b"Subject: x\n\nx\n") == ["250 2.0.0 Delivered"]
+        (path,) = (maildir / "new").iterdir()
+        (again,) = client.send("x@y", ['"a b"@example.org'], b"Received: by mx\n" + path.read_bytes())
+    assert again.startswith("554 5.4.6 ")
+
+
 def test_lmtp_without_users_is_tried_again(make_site: Make) -> None:
     """Nobody can tell; and the log says what is missing."""
     site = make_site()
