@@ -5,7 +5,18 @@ from collections.abc import Iterator
 from typing import Any
 
 from deliver.rules import placeholders
-from deliver.settings import KINDS_OF_SCANNER, NOTICE_WORDS, Command, Config, Icap, Lists, Programs, Rspamd, Spam
+from deliver.settings import (
+    KINDS_OF_SCANNER,
+    NOTICE_WORDS,
+    USER_PLACEHOLDERS,
+    Command,
+    Config,
+    Icap,
+    Lists,
+    Programs,
+    Rspamd,
+    Spam,
+)
 from deliver.tables import convert
 from deliver.values import Problem
 from quarantine.store import KINDS
@@ -42,7 +53,31 @@ def across(config: Config) -> list[Problem]:
             Problem(("spam", "trust-header"), "counts for nothing where spamd or rspamd is configured", warning=True)
         )
     problems += _about_points(config)
+    problems += _about_service(config)
     return problems
+
+
+def _about_service(config: Config) -> Iterator[Problem]:
+    """Where it listens, and how LMTP finds users."""
+    if config.service.socket and not re.fullmatch(r"/.{1,106}", config.service.socket):
+        yield Problem(("service", "socket"), 'expected an absolute path (107 bytes at most), or "" for none')
+    for key in ("lmtp", "metrics"):
+        for address in getattr(config.service, key):
+            if re.match(r"tcp:(?!127\.|localhost:|\[?::1\]?:)", address):
+                words = f"{address} can be reached from other hosts, and nobody is asked who he is: use 127.0.0.1"
+                yield Problem(("service", key), words, warning=True)
+    users = config.users
+    if users is None:
+        return
+    if bool(users.maildir) + bool(users.command) + users.passwd > 1:
+        yield Problem(("users",), "expected one alone of the keys maildir, command and passwd")
+    if users.maildir and not users.maildir.startswith("/"):
+        yield Problem(("users", "maildir"), 'expected an absolute path, such as "/home/{user}/Maildir"')
+    for key in ("maildir", "command"):
+        for unknown in re.findall(r"\{\w*\}", str(getattr(users, key))):
+            if unknown not in USER_PLACEHOLDERS:
+                words = f"{unknown} means nothing here; known are {', '.join(USER_PLACEHOLDERS)}"
+                yield Problem(("users", key), words)
 
 
 def _about_points(config: Config) -> Iterator[Problem]:

@@ -24,7 +24,7 @@ class Folder(str):
 
 
 class Address(str):
-    """Where a scanner listens: unix:/path or tcp:host:port."""
+    """Where a scanner listens, or the service: unix:/path or tcp:host:port."""
 
 
 class QuotaLimit(str):
@@ -198,12 +198,16 @@ class Service(Table, frozen=True):
     """The table [service]."""
 
     socket: str = "/run/deliver/deliver.sock"
-    lmtp: tuple[str, ...] = ("unix:/run/deliver/lmtp.sock",)
-    metrics: tuple[str, ...] = ()
+    lmtp: tuple[Address, ...] = (Address("unix:/run/deliver/lmtp.sock"),)
+    metrics: tuple[Address, ...] = ()
     messages: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 50
     bytes: Size = Size(1024 * 1024 * 1024)
     connections: Annotated[int, msgspec.Meta(ge=1, le=10000)] = 200
     idle: Span = Span(300)
+
+
+USER_PLACEHOLDERS = ("{user}", "{domain}", "{recipient}")
+"""What the texts of [users] may hold: the address asked for and its parts, without an extension."""
 
 
 class Users(Table, frozen=True):

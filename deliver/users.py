@@ -9,12 +9,15 @@ from typing import NamedTuple
 
 from deliver.envelope import extension_of
 from deliver.errors import Deferred
-from deliver.settings import Users
+from deliver.settings import USER_PLACEHOLDERS, Users
 
 TIMEOUT = 20.0
 """Seconds for a lookup command; vuserinfo answers in milliseconds, a database that is down does not."""
 
-_CANDIDATES = 10  # names tried for one address
+_CANDIDATES = 10
+"""Names tried for one address: a command may be asked for each. Of many separators the first ones count, since a list's
+extension (you+list-2026-11-28-...) has more of them than anybody's name."""
+
 _EX_NOUSER = 67  # sysexits.h
 
 
@@ -49,7 +52,7 @@ def look_up(users: Users, address: str) -> Found | None:
 def _ends(local: str) -> list[int]:
     """Where a user's name may end in a local part."""
     separators = [index for index, character in enumerate(local) if character in "+-" and index]
-    return [len(local), *reversed(separators)][:_CANDIDATES]
+    return [len(local), *reversed(separators[: _CANDIDATES - 1])]
 
 
 def _maildir(users: Users, user: str, domain: str) -> str:
@@ -63,9 +66,12 @@ def _maildir(users: Users, user: str, domain: str) -> str:
 
 
 def _from_template(template: str, user: str, domain: str) -> str:
-    """The directory that would hold the user is there and the user's is not: nobody. All else is a failure."""
+    """The directory that would hold the user is there and the user's is not: nobody. All else is a failure.
+
+    A symbolic link that leads nowhere is a user whose disk is not mounted.
+    """
     own = template
-    if name := re.search(r"\{user\}[^/]*", template):
+    if name := re.search(r"\{(?:user|recipient)\}[^/]*", template):
         own = template[: name.end()]
     own = _filled(own, user, domain)
     holder = os.path.dirname(own)
@@ -73,6 +79,8 @@ def _from_template(template: str, user: str, domain: str) -> str:
         if not stat.S_ISDIR(os.stat(own).st_mode):  # vpasswd beside the users
             return ""
     except FileNotFoundError:
+        if os.path.islink(own):
+            raise CannotTell(f"[users] maildir: {own} leads to nothing that is there") from None
         if os.path.isdir(holder):
             return ""
         raise CannotTell(f"[users] maildir: {holder} is not there") from None
@@ -141,5 +149,5 @@ def _from_command(command: tuple[str, ...], user: str, domain: str) -> str:
 
 def _filled(text: str, user: str, domain: str) -> str:
     """``text`` with its placeholders filled, all at once: a user may be called "{domain}"."""
-    values = {"{user}": user, "{domain}": domain, "{recipient}": f"{user}@{domain}"}
-    return re.sub(r"\{(?:user|domain|recipient)\}", lambda found: values[found[0]], text)
+    values = dict(zip(USER_PLACEHOLDERS, (user, domain, f"{user}@{domain}"), strict=True))
+    return re.sub("|".join(map(re.escape, values)), lambda found: values[found[0]], text)

@@ -43,6 +43,7 @@ def users(domains: Path) -> Users:
         ("anna-maria-x@example.org", "anna-maria", "x"),
         ("ann+@example.org", "ann", ""),
         ("ann-" + "x" * 300 + "@example.org", "ann", "x" * 300),
+        ("ann+list-2026-11-28-a-b-c-d-e-f-g@example.org", "ann", "list-2026-11-28-a-b-c-d-e-f-g"),
         ("anÄ-ann@example.org", "", ""),
         ("nobody@example.org", "", ""),
         ("-ann@example.org", "", ""),
@@ -90,10 +91,20 @@ def test_a_domain_that_we_may_not_look_into(users: Users, domains: Path) -> None
         (domains / "example.org").chmod(0o700)
 
 
-def test_the_template_may_end_in_the_user(tmp_path: Path) -> None:
+def test_a_user_behind_a_link_to_a_disk_that_is_not_mounted(users: Users, domains: Path) -> None:
+    (domains / "example.org" / "eve").symlink_to(domains / "disk2" / "eve")
+    with pytest.raises(Deferred, match="eve leads to nothing"):
+        look_up(users, "eve+x@example.org")
+    (domains / "disk2" / "eve").mkdir(parents=True)
+    assert look_up(users, "eve+x@example.org") == Found(str(domains / "example.org" / "eve" / "Maildir"), "x")
+
+
+@pytest.mark.parametrize("name", ["{user}@{domain}", "{recipient}", "{recipient}/Maildir"])
+def test_the_users_directory_may_have_the_whole_address_as_its_name(tmp_path: Path, name: str) -> None:
     (tmp_path / "ann@example.org").mkdir()
-    users = Users(maildir=f"{tmp_path}/{{user}}@{{domain}}")
-    assert look_up(users, "ann+x@example.org") == Found(f"{tmp_path}/ann@example.org", "x")
+    users = Users(maildir=f"{tmp_path}/{name}")
+    maildir = str(tmp_path / name.replace("{user}@{domain}", "{recipient}").replace("{recipient}", "ann@example.org"))
+    assert look_up(users, "ann+x@example.org") == Found(maildir, "x")
     assert look_up(users, "joe@example.org") is None
 
 
