@@ -28,7 +28,7 @@ from deliver.message import CHUNK, IN_MEMORY, Framing, Message, Source, read_fra
 from deliver.metrics import Metrics
 from deliver.pipeline import Site, deliver
 from deliver.request import Descriptor, Request, directory_of, in_place, is_file, readable, receive, size_of
-from deliver.settings import Config
+from deliver.settings import Config, Users
 from deliver.sockets import listen, notify, waiting
 from deliver.values import Envelope, Outcome, Reply
 
@@ -290,7 +290,7 @@ class Service:
             if running.config.users is None:
                 raise Deferred("LMTP needs the table [users]", "4.3.5 Mail filter is not configured")
             loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._lookups, users.look_up, running.config.users, address)
+            return await loop.run_in_executor(self._lookups, _look_up, running.config.users, address)
 
         async def deliver_all(incoming: Incoming) -> Sequence[Reply]:
             until = asyncio.get_running_loop().time() + running.config.deadline
@@ -311,9 +311,6 @@ class Service:
             limit = asyncio.timeout_at(until)
             try:
                 async with limit:
-                    if _stranger(envelope.maildir):
-                        words = f"{envelope.maildir} is another user's: a service of root's delivers root's mail alone"
-                        raise Deferred(words, "4.3.5 Mail filter is not configured")
                     return (await self._deliver(running.site, message, envelope)).reply
             except Exception as error:
                 return self._excuse(_TOO_LATE if limit.expired() else error, envelope.recipient)
@@ -375,6 +372,15 @@ class Service:
                 status, body = "404 Not Found", "/metrics or /health\n"
         head = f"HTTP/1.0 {status}\r\nContent-Type: text/plain; version=0.0.4\r\nContent-Length: {len(body)}\r\n\r\n"
         await loop.sock_sendall(connection, (head + body).encode())
+
+
+def _look_up(settings: Users, address: str) -> users.Found | None:
+    """Whose Maildir it is, before anything is done there: large messages are spooled in it."""
+    found = users.look_up(settings, address)
+    if found and _stranger(found.maildir):
+        words = f"{found.maildir} is another user's: a service of root's delivers root's mail alone"
+        raise Deferred(words, "4.3.5 Mail filter is not configured")
+    return found
 
 
 def _stranger(maildir: str) -> bool:
