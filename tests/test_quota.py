@@ -6,6 +6,7 @@ too.
 
 import fcntl
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -772,3 +773,43 @@ def test_one_odd_name_among_ordinary_ones(tmp_path: Path, name: str, size: int |
     expected = (300, 3) if size is None else (300 + size, 4)
     with Maildir(str(tmp_path)) as maildir:
         assert quota.measure(maildir.fd) == expected
+
+
+def replace_by_copy(cur: Path) -> None:
+    """As one restores a backup."""
+    copy = cur.parent / "copy"
+    shutil.copytree(cur, copy)
+    shutil.rmtree(cur)
+    copy.rename(cur)
+
+
+CHANGES: dict[str, tuple[Callable[[Path], object], tuple[int, int]]] = {
+    "a message more": (lambda cur: message_in(cur, "9.z.h,S=7:2,"), (7, 1)),
+    "one less": (lambda cur: (cur / "0.n.h,S=100:2,S").unlink(), (-100, -1)),
+    "one marked as deleted": (lambda cur: (cur / "0.n.h,S=100:2,S").rename(cur / "0.n.h,S=100:2,ST"), (-100, -1)),
+    "another in its place": (lambda cur: (cur / "0.n.h,S=100:2,S").rename(cur / "0.n.h,S=300:2,S"), (200, 0)),
+    "a copy in place of it": (replace_by_copy, (0, 0)),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_large_directory_is_read_again_when_it_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    """However soon, and with its old time set back; what has not changed is not read."""
+    monkeypatch.setattr(quota, "_SETTLED", 20_000_000)  # two ticks of the slowest kernel clock (time(7), CONFIG_HZ=100)
+    for number in range(1000):
+        message_in(tmp_path / "cur", f"{number}.n.h,S=100:2,S")
+    message_in(tmp_path / "cur", "z.n.h")
+    cur = tmp_path / "cur"
+    before = (100 * 1000 + len(MESSAGE), 1001)
+    with Maildir(str(tmp_path)) as maildir:
+        servers.wait_for(lambda: time.time_ns() - cur.stat().st_ctime_ns > 40_000_000)
+        assert quota.measure(maildir.fd) == before
+        (cur / "z.n.h").write_bytes(b"longer than it was " * 100)  # nobody may do that (maildir(5)): it shows who looks
+        assert quota.measure(maildir.fd) == before
+        time_before = cur.stat().st_mtime_ns
+        happen, (size, count) = CHANGES[change]
+        happen(cur)
+        os.utime(cur, ns=(time_before, time_before))
+        assert quota.measure(maildir.fd) == (100 * 1000 + 1900 + size, 1001 + count)
