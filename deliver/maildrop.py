@@ -27,9 +27,10 @@ def read(arguments: list[str]) -> tuple[Call, str]:
 def read_maildrops(arguments: Sequence[str]) -> tuple[Call, str]:
     """What the command line says to us, and the filter file that it names, "" for none. Raises Deferred.
 
-    -A adds a header line, -f is the sender, -d the recipient if it is an address, and so is an argument behind the
-    filter file (qmailadmin's --enable-spamcmd-needs-email). -m, -M, -v and -h deliver nothing, so they are refused;
-    the others change nothing here.
+    -A adds a header line, -f is the sender. An argument behind the filter file that is an address is the recipient
+    (qmailadmin's --enable-spamcmd-needs-email). With -d, whose value is the recipient if it is an address, there is no
+    filter file: all that follows are the site's own $1, $2, ..., a sender perhaps among them. -m, -M, -v and -h deliver
+    nothing, so they are refused; the others change nothing here.
     """
     import getopt
 
@@ -44,13 +45,14 @@ def read_maildrops(arguments: Sequence[str]) -> tuple[Call, str]:
         if option in said:
             line = "4.3.5 Mail filter is called with an option it does not take"
             raise Deferred(f"command line of maildrop: {option} does not deliver a message", line)
-    addresses = [word for word in (*rest[1:], said.get("-d", "")) if "@" in word]
+    filter_file = rest[0] if rest and "-d" not in said else ""
+    addresses = [word for word in ([said["-d"]] if "-d" in said else rest[1:]) if "@" in word]
     call = Call(
         sender=said.get("-f"),
         recipient=addresses[0] if addresses else "",
         headers=tuple(value for option, value in options if option == "-A"),
     )
-    return call, rest[0] if rest else ""
+    return call, filter_file
 
 
 def is_replaced(filter_file: str, replaces: Sequence[str], directory: str) -> bool:

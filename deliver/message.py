@@ -28,7 +28,7 @@ HEADER_CAP = 1024 * 1024
 """How much of a header rules see and forged lines are looked for in; real headers stay below 250 KB."""
 
 _FRAMING = re.compile(
-    rb"(?:From .*(?:\n|\Z))?"
+    rb"(?:(?-i:From ).*(?:\n|\Z))?"
     rb"((?:(?:return-path|delivered-to|x-original-to|envelope-to|delivery-date)[ \t]*:"
     rb".*(?:\n|\Z)(?:[ \t].*(?:\n|\Z))*)*)",
     re.IGNORECASE,

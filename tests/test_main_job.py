@@ -455,6 +455,8 @@ echo "$@" >>{0}
         (("/etc/mailfilter",), True),
         (("-V", "3", "-w", "90", "-A", "Content-Filter: maildrop-toaster", "/etc/../etc/mailfilter"), True),
         (("-f", "other@example.net", "/etc/mailfilter", "you@example.org"), True),
+        # Postfix's MAILDROP_README and panels: behind -d stand $1, $2 and so on (maildrop(1)), and no filter file.
+        (("-d", "you@example.org", "lists", "friend@example.net", "example.org"), True),
         (("/home/you/.mailfilter",), False),
     ],
 )
@@ -474,6 +476,8 @@ def test_called_as_maildrop(make_commanded_home: Make, scratch: Path, arguments:
     assert (scratch / "said").exists() is not ours
     if "-A" in arguments:
         assert b"\nContent-Filter: maildrop-toaster\n" in home.messages()[0]
+    if ours:
+        assert home.logged()[-1]["recipient"] == "you@example.org"
     if "-f" in arguments:
         assert home.logged()[-1]["sender"] == "other@example.net"
     if not ours:

@@ -39,6 +39,7 @@ PLAIN = b"Received: by mx\nSubject: x\n\nbody\n"
         b"Subject: mixed\r\n\nlf\nand crlf\r\n",
         b"Subject: long\n\n" + b"x" * 3_000_000,
         b">From the heart\nSubject: not framing\n\nx\n",
+        b"from small letters no mbox line is made\nSubject: not framing\n\nx\n",
         PLAIN,
     ],
 )
