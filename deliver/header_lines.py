@@ -37,24 +37,24 @@ def virus_status(verdicts: Sequence[Verdict]) -> bytes:
 def spam_status(verdict: Verdict, spam: bool, required: float | None) -> bytes:
     """The scanner's own X-Spam-* lines; with ``required``, the site's threshold, they say our decision instead of its.
 
-    Where the scanner gave none: X-Spam-Status: Not scanned (REASON), without a flag that a filter could act on.
+    Where the scanner could not tell: X-Spam-Status: Not scanned (REASON), without a flag that a filter could act on.
+    Where it told and wrote no such line (SpamAssassin's clear_headers), the line is ours: mail programs, Sieve and
+    `deliver learn` read there what it said.
     """
     if verdict.finding not in (Finding.SPAM, Finding.CLEAN):
         return f"X-Spam-Status: Not scanned ({plain(verdict.reason)})\n".encode()
+    said = [line[0] for line in _STATUS.finditer(verdict.headers)]
     if required is None:
-        return verdict.headers
-    given = next(
-        (line[0] for line in _STATUS.finditer(verdict.headers) if line[0].lower().startswith(b"x-spam-s")), b""
-    )
+        if said:
+            return verdict.headers
+        required = verdict.required
+    limit = "" if required is None else f" required={required:.1f}"
+    given = next((line for line in said if line.lower().startswith(b"x-spam-s")), b"")
     if given:
         status = _DECISION.sub(rb"\g<1>Yes" if spam else rb"\g<1>No", given)
-        status = _REQUIRED.sub(b"required=%.1f" % required, status)
+        status = _REQUIRED.sub(limit.strip().encode(), status)
     else:
-        status = b"X-Spam-Status: %s, score=%.1f required=%.1f\n" % (
-            b"Yes" if spam else b"No",
-            verdict.score or 0.0,
-            required,
-        )
+        status = f"X-Spam-Status: {'Yes' if spam else 'No'}, score={verdict.score or 0.0:.1f}{limit}\n".encode()
     flag = b"X-Spam-Flag: YES\n" if spam else b""
     return flag + status + _STATUS.sub(b"", verdict.headers)
 

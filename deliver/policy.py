@@ -186,6 +186,8 @@ def _by_rules(case: Case, note: Note) -> Plan:
     points = _Points(case.verdicts, case.spam)
     viruses = tuple(name for v in case.verdicts if v.finding is Finding.VIRUS for name in v.names)
     facts = Facts(case.message, case.envelope, points.score, points.spam_at(0), viruses, case.now, case.outside)
+    if points.own is not None and points.score is not None:
+        note(Step("decide", f"required-score is {points.own:g}: that is {'spam' if facts.spam else 'not spam'}"))
     said = walk(case.rules, facts, points.spam_at, note)
     score = points.score if not said.added else (points.score or 0.0) + said.added
     actions, reason, flags = _place(case, said, score, note)

@@ -21,6 +21,21 @@ def test_family(path: Path) -> None:
     assert asyncio.run(replay(str(path), Settings(Config()))).wrong == ()
 
 
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("own-threshold-says-spam", "required-score is 3.5: that is spam"),
+        ("own-threshold-says-ham", "required-score is 7: that is not spam"),
+        ("users-threshold", "required-score is 4: that is spam"),
+        ("spam", ""),
+    ],
+)
+def test_a_threshold_that_is_not_spamds_is_told(name: str, told: str) -> None:
+    """spamd's words alone ("clean, 3.5 of 5.0 points") would contradict what happens."""
+    steps = asyncio.run(replay(str(FIXTURES / f"{name}.eml"), Settings(Config()))).steps
+    assert [step.text for step in steps if step.text.startswith("required-score")] == ([told] if told else [])
+
+
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     """`deliver replay` as a process."""
     command = [sys.executable, "-m", "deliver", "replay", *arguments]
