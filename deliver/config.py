@@ -15,7 +15,7 @@ from deliver import plausible
 from deliver.errors import Deferred, NotConfigured
 from deliver.message import is_passing
 from deliver.rules import load as rule_files
-from deliver.settings import SETTABLE, TABLES, Config, Personal
+from deliver.settings import SETTABLE, TABLES, TOP, Config, Personal
 from deliver.tables import convert, names
 from deliver.values import Problem
 
@@ -74,10 +74,9 @@ def parse(text: bytes, source: str) -> tuple[Config | None, list[Problem]]:
     if not document:
         return None, [Problem((), "the file is empty; see mailfilter.example.toml, or deliver with --plain")]
     values: dict[str, Any] = {}
-    others = {*TABLES, "rule", "programs", "lists", "scanner"}
-    top = {key: value for key, value in document.items() if key not in others}
-    known = (*names(Config), "rule", "scanner")
-    values.update(convert(Config, top, (), problems, known))
+    tables = (*TABLES, "rule", "programs", "lists", "scanner")
+    top = {key: value for key, value in document.items() if key not in tables}
+    values.update(convert(Config, top, (), problems, (*TOP, *tables)))
     for name, kind in TABLES.items():
         if name in document:
             table = document[name]

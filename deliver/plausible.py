@@ -2,9 +2,10 @@
 
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_args
 
 from deliver.rules import placeholders
+from deliver.rules.matching import closest, quoted
 from deliver.settings import (
     KINDS_OF_SCANNER,
     NOTICE_WORDS,
@@ -16,14 +17,18 @@ from deliver.settings import (
     Programs,
     Rspamd,
     Spam,
+    SpamScanner,
+    VirusScanner,
 )
-from deliver.tables import convert
+from deliver.tables import convert, names
 from deliver.values import Problem
 from quarantine.store import KINDS
 
 _ADDRESS = re.compile(r"[!-?A-~]+@[!-?A-~]+")
 
 _LARGEST_CODE = 255  # of a program that exits (exit(3))
+
+_LOGS = ("syslog", "stderr")
 
 LONGEST_DEADLINE = 900
 """Seconds. Postfix kills a command after 1000 (command_time_limit) and bounces the message."""
@@ -39,6 +44,12 @@ def across(config: Config) -> list[Problem]:
     directory = config.quarantine.directory
     if not re.fullmatch(r"(\{maildir\})?/.*[^/].*", directory) or ".." in directory.split("/"):
         problems.append(Problem(("quarantine", "directory"), 'is an absolute path, or begins with "{maildir}/"'))
+    elif directory.startswith("{maildir}/."):
+        words = "IMAP servers show a directory whose name begins with a dot as a folder"
+        problems.append(Problem(("quarantine", "directory"), words, warning=True))
+    problems += _about_paths(config)
+    problems += _about_scanning(config)
+    problems += _about_names(config)
     problems += _about_people(config)
     problems += _about_attachments(config)
     if config.domain_rules and not re.fullmatch(r"/.*\{domain\}.*", config.domain_rules):
@@ -70,7 +81,7 @@ def _about_service(config: Config) -> Iterator[Problem]:
     if users is None:
         return
     if bool(users.maildir) + bool(users.command) + users.passwd > 1:
-        yield Problem(("users",), "expected one alone of the keys maildir, command and passwd")
+        yield Problem(("users",), "expected one of the keys maildir, command and passwd, not several")
     if users.maildir and not users.maildir.startswith("/"):
         yield Problem(("users", "maildir"), 'expected an absolute path, such as "/home/{user}/Maildir"')
     for key in ("maildir", "command"):
@@ -80,8 +91,71 @@ def _about_service(config: Config) -> Iterator[Problem]:
                 yield Problem(("users", key), words)
 
 
+def _about_paths(config: Config) -> Iterator[Problem]:
+    """Paths that lead nowhere, or to another place for each who delivers."""
+    for key, path in (("maildir", config.maildir), ("user-rules", config.user_rules)):
+        if re.match(r"~|.*[{$]", path):
+            words = f'nothing is replaced in "{path}"; write a whole path, or a relative one such as "Maildir"'
+            yield Problem((key,), words if key == "maildir" else words.replace("Maildir", "mailfilter.toml"))
+    if not config.maildir:
+        yield Problem(("maildir",), 'expected the path of the Maildir, such as "Maildir"')
+    for path in config.maildrop.replaces:
+        if not path.startswith("/"):
+            yield Problem(("maildrop", "replaces"), f'expected the whole path of a filter file, not "{path}"')
+    if config.maildrop.program and not config.maildrop.program.startswith("/"):
+        words = f'expected the whole path of the real maildrop, not "{config.maildrop.program}"'
+        yield Problem(("maildrop", "program"), words)
+    where = config.log.to
+    if where not in _LOGS and not where.startswith("/"):
+        # Relative, it is a file in each home under qmail, in the queue's directory under Postfix.
+        near = closest(where, _LOGS)
+        words = f'expected "syslog", "stderr" or the whole path of a file, not "{where}"{near}'
+        yield Problem(("log", "to"), words, warning=not near and bool(where))
+
+
+def _about_scanning(config: Config) -> Iterator[Problem]:
+    """Times and sizes with which a scanner could never answer, or too late to matter."""
+    if config.deadline <= 0:
+        yield Problem(("deadline",), 'expected more than 0 s, such as "5 min"')
+    if config.dkim.timeout <= 0:
+        yield Problem(("dkim", "timeout"), 'expected more than 0 s, such as "10 s"')
+    scanners: list[tuple[tuple[str | int, ...], VirusScanner | SpamScanner | None]] = [
+        (("clamd",), config.clamd),
+        (("spamd",), config.spamd),
+        *((("scanner", index), one) for index, one in enumerate(config.scanners)),
+    ]
+    for path, one in scanners:
+        if one is None:
+            continue
+        if one.timeout <= 0:
+            yield Problem((*path, "timeout"), 'expected more than 0 s, such as "60 s"')
+        elif one.timeout >= config.deadline > 0:
+            words = f"is not below `deadline`, {config.deadline:g} s: should it hang, mail waits"
+            yield Problem((*path, "timeout"), f"{words}, whatever on-failure says", warning=True)
+        if one.max_size == 0:
+            yield Problem((*path, "max-size"), "with 0 no message at all is scanned", warning=True)
+        if isinstance(one, SpamScanner) and re.search(r"[{}]", one.user.replace("{recipient}", "")):
+            yield Problem((*path, "user"), f'only {{recipient}} is replaced in it, nothing else in "{one.user}"')
+
+
+def _about_names(config: Config) -> Iterator[Problem]:
+    """Names that nothing can have."""
+    ours = config.authentication.name
+    if not re.fullmatch(r"[!-:<-z|~]+", ours.replace("{hostname}", "x")):
+        words = f'expected a name such as "mx.example.org" or "deliver.{{hostname}}", not "{ours}"'
+        yield Problem(("authentication", "name"), words)
+    header = config.spam.trust_header
+    if header and not re.fullmatch(r"[!-9;-~]+", header):
+        words = f'expected a header field\'s name without a colon, such as "X-Spam-Status", not "{header}"'
+        yield Problem(("spam", "trust-header"), words)
+
+
 def _about_points(config: Config) -> Iterator[Problem]:
     """Each scanner has points of its own: SpamAssassin says spam from 5 on, rspamd rejects from 15 on."""
+    required = config.spam.required_score
+    if required != "scanner" and config.spam.delete_above < required:
+        words = f"is below required-score, {required:g}: all spam is deleted, and none comes into the folder"
+        yield Problem(("spam", "delete-above"), words, warning=True)
     unset = config.spam.delete_above == Spam().delete_above
     for index, one in enumerate(config.scanners):
         if isinstance(one, Rspamd) and unset:
@@ -99,8 +173,8 @@ def _about_attachments(config: Config) -> Iterator[Problem]:
     for pattern in config.attachments.forbidden:
         if not pattern.strip():
             yield Problem(("attachments", "forbidden"), 'expected patterns of file names such as "*.exe", not ""')
-        elif re.fullmatch(r"\.\w+", pattern):
-            words = f'"{pattern}" is a file of just this name; did you mean "*{pattern}"?'
+        elif re.fullmatch(r"\.\w+|\w{2,4}", pattern):
+            words = f'"{pattern}" is a file of just this name; did you mean "*.{pattern.removeprefix(".")}"?'
             yield Problem(("attachments", "forbidden"), words, warning=True)
     for pattern in config.attachments.types:
         if not re.fullmatch(r"[^\s/]+/[^\s/]+", pattern):
@@ -156,25 +230,36 @@ def scanners(tables: Any, problems: list[Problem]) -> tuple[Command | Icap | Rsp
     found: list[Command | Icap | Rspamd] = []
     for index, table in enumerate(tables):
         path = ("scanner", index)
-        kind = KINDS_OF_SCANNER.get(str(table.get("kind"))) if isinstance(table, dict) else None
-        if kind is None:
+        said = table.get("kind") if isinstance(table, dict) else None
+        kind_of_scanner = KINDS_OF_SCANNER.get(said) if isinstance(said, str) else None
+        if kind_of_scanner is None:
             words = f"expected a table with one of {', '.join(KINDS_OF_SCANNER)} as its kind"
+            if isinstance(said, str):
+                words += f", not {quoted(said)}{_kind_meant(said)}"
             problems.append(Problem((*path, "kind"), words))
             continue
         before = len(problems)
-        one = kind(**convert(kind, table, path, problems))
+        one = kind_of_scanner(**convert(kind_of_scanner, table, path, problems))
         if len(problems) == before:
-            names = [each.name for each in found]
-            problems += [Problem((*path, key), words) for key, words in _about_scanner(one, names)]
+            others = [each.name for each in found]
+            problems += [Problem((*path, key), words) for key, words in _about_scanner(one, others)]
         found.append(one)
     return tuple(found)
 
 
-def _about_scanner(one: Command | Icap | Rspamd, names: list[str]) -> Iterator[tuple[str, str]]:
+def _kind_meant(said: str) -> str:
+    if said in get_args(names(Command)["preset"].type):
+        return f'; write kind = "command" and preset = "{said}"'
+    if said in ("clamd", "spamd"):
+        return f"; for that one there is the table [{said}]"
+    return closest(said, KINDS_OF_SCANNER)
+
+
+def _about_scanner(one: Command | Icap | Rspamd, others: list[str]) -> Iterator[tuple[str, str]]:
     """What is wrong with a scanner that its types do not tell: keys and words."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}", one.name):
         yield "name", 'each scanner needs a name of letters, digits, "-", "_" and ".", such as "sophos"'
-    elif one.name in ("clamd", "spamd", "attachments", *names):
+    elif one.name in ("clamd", "spamd", "attachments", *others):
         yield "name", f'another scanner has the name "{one.name}" already'
     if isinstance(one, Icap) and not re.fullmatch(r"[!-~]{1,200}", one.service):
         yield "service", 'expected the last part of its address: "avscan" of icap://host:1344/avscan'

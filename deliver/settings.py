@@ -335,6 +335,9 @@ class Config(Table, frozen=True):
     rules: tuple[Rule, ...] = ()
 
 
+TOP = ("maildir", "user-rules", "domain-rules", "deadline")
+"""The keys that stand above the first table."""
+
 SETTABLE = {
     "spam": ("required-score", "folder", "mark-read", "delete-above"),
     "attachments": ("on-forbidden", "on-encrypted", "on-macro", "on-ambiguous", "on-too-big"),

@@ -62,22 +62,21 @@ def parse_limit(text: str) -> Limit:
 
     ValueError says what was expected.
     """
-    size = count = 0
     if text.strip().upper() in ("", "NOQUOTA"):  # NOQUOTA is vpopmail's
         return Limit()
+    said: dict[str, int] = {}
     for part in text.split(","):
         found = re.fullmatch(r"([0-9]{1,18}) *(S|C|messages?)", part.strip())
-        if not found:
-            try:
-                size = parse_size(part)
-            except ValueError:
-                expected = '"100 MB, 10000 messages", "100000000S,10000C" or "NOQUOTA"'
-                raise ValueError(f'expected a limit such as {expected}, not "{text}"') from None
-        elif found[2] == "S":
-            size = int(found[1])
-        else:
-            count = int(found[1])
-    return Limit(size, count)
+        what = "count" if found and found[2] != "S" else "size"
+        try:
+            number = int(found[1]) if found else parse_size(part)
+        except ValueError:
+            number = -1
+        if number < 0 or what in said:  # "100 MB, 10000" would be a limit of 10,000 bytes
+            expected = '"100 MB, 10000 messages", "100000000S,10000C" or "NOQUOTA"'
+            raise ValueError(f'expected a limit such as {expected}, not "{text}"')
+        said[what] = number
+    return Limit(**said)
 
 
 def _times(number: str, factor: int) -> int:

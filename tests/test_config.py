@@ -78,6 +78,26 @@ def test_a_door_for_lmtp_that_leads_to_nobody_is_a_warning(tmp_path: Path, text:
     assert done.returncode == 0
 
 
+@pytest.mark.parametrize(
+    ("text", "line", "words"),
+    [
+        ('[log]\nto = "deliver.log"\n', 2, 'to: expected "syslog", "stderr" or the whole path of a file, not "deliver.log"'),
+        ("[spam]\nrequired-score = 8\ndelete-above = 5\n", 3, "delete-above: is below required-score, 8: all spam is"),
+        ("[clamd]\nmax-size = 0\n", 2, "max-size: with 0 no message at all is scanned"),
+        ('deadline = "1 min"\n[spamd]\n', 2, "timeout: is not below `deadline`, 60 s: should it hang, mail waits, what"),
+        ('[quarantine]\ndirectory = "{maildir}/.Held"\n', 2, "directory: IMAP servers show a directory whose name"),
+        ('[attachments]\nforbidden = ["exe"]\n', 2, 'forbidden: "exe" is a file of just this name; did you mean "*.exe"?'),
+    ],
+)
+def test_what_works_in_another_way_than_meant_is_a_warning(tmp_path: Path, text: str, line: int, words: str) -> None:
+    """Mail is delivered all the same."""
+    path = tmp_path / "site.toml"
+    path.write_text(text)
+    done = check(path)
+    assert done.stdout.startswith(f"{path}:{line}: warning: {words}")
+    assert (done.stdout.count("warning: "), done.returncode) == (1, 0)
+
+
 def test_a_number_in_quotes_is_told_in_words(tmp_path: Path) -> None:
     path = tmp_path / "site.toml"
     path.write_text('[spam]\nrequired-score = "5"\n[forward]\nsender = "x"\n[[rul]]\n[foo]\n')
@@ -85,7 +105,7 @@ def test_a_number_in_quotes_is_told_in_words(tmp_path: Path) -> None:
         ' required-score: expected "scanner" or a number without quotes, such as 5.0, got "5"',
         ' sender: expected "keep" or an array in [], got "x"',
         ' rul: the configuration has no key of this name; did you mean "rule"?',
-        " foo: the configuration has no table of this name",
+        f" foo: the configuration has no table of this name (there are {', '.join(TABLES)}, rule, programs, lists, scanner)",
     ]
 
 

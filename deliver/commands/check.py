@@ -143,7 +143,9 @@ def _document(path: str) -> dict[str, Any]:
 def _nobody(document: dict[str, Any]) -> list[Problem]:
     """The door for LMTP where no address leads to a mailbox; not if it is only the default that opens it."""
     service = document.get("service")
-    if "users" in document or not isinstance(service, dict) or not service.get("lmtp"):
+    users = document.get("users")
+    known = isinstance(users, dict) and any(users.values())
+    if known or not isinstance(service, dict) or not service.get("lmtp"):
         return []
     words = "without [users] every recipient by LMTP is told to wait (451); write [users], or lmtp = []"
     return [Problem(("service", "lmtp"), words, warning=True)]

@@ -1,5 +1,6 @@
 """Where a daemon listens: "unix:/path", "tcp:host:port" or "tcp:[IPv6]:port"."""
 
+import contextlib
 import re
 import socket
 from typing import NamedTuple
@@ -44,8 +45,18 @@ def parse(text: str) -> Address:
     raise ValueError(f'"{text}" is not an address: write "unix:/path/of/socket" or "tcp:host:port"')
 
 
+def meant(text: str) -> str:
+    """The address that is probably meant by one that is none, "" where that cannot be told."""
+    scheme, colon, rest = text.strip().partition(":")
+    plain = scheme.lower() + colon + rest.removeprefix("//")
+    for guess in (plain, f"unix:{plain}", f"tcp:{plain}"):
+        with contextlib.suppress(ValueError):
+            return str(parse(guess))
+    return ""
+
+
 def _unix(text: str, path: str) -> UnixAddress:
-    if not path.startswith("/") or "\0" in path:
+    if not path.strip("/") or not path.startswith("/") or "\0" in path:
         raise ValueError(f'"{text}" is not an address: behind "unix:" an absolute path is expected')
     if len(path.encode("utf-8", "surrogateescape")) > _PATH_LIMIT:
         raise ValueError(f'"{text}" is not an address: a socket\'s path has at most {_PATH_LIMIT} bytes')
