@@ -10,7 +10,7 @@ import codecs
 import re
 from collections.abc import Iterator
 
-_FOLD = re.compile(rb"\r?\n(?=[ \t])")
+_FOLD = re.compile(rb"\r?\n[ \t]")
 
 # Where an encoded word can begin. "=?=" is the end of one whose base64 ends in "=", "?=?" that of one before a "?".
 _WORD_START = re.compile(rb"(?<!\?)=\?(?!=)")
@@ -61,29 +61,35 @@ _NEEDS_CLEANING = re.compile("[\x00\n\r\ud800-\udfff]")
 def decode(raw: bytes) -> str:
     """The text of a field's raw value: unfolded (RFC 5322 section 2.2.3), encoded words decoded (RFC 2047), stripped.
 
-    Raw 8-bit is read as UTF-8 (RFC 6532) where it is that, else as Latin-1. An encoded word in a charset that does not
-    exist or that its bytes contradict is read the same way; one that is not well-formed stays as it stands. NUL and
-    lone surrogates become U+FFFD, bare CR and LF spaces: the result has none of these. Never raises.
+    A tab that begins a folded line is a blank: programs put it in place of the blank at which they fold, mail programs
+    show it as one, and Dovecot's Sieve compares it as one. Raw 8-bit is read as UTF-8 (RFC 6532) where it is that, else
+    as Latin-1. An encoded word in a charset that does not exist or that its bytes contradict is read the same way; one
+    that is not well-formed stays as it stands. NUL and lone surrogates become U+FFFD, bare CR and LF spaces: the result
+    has none of these. Never raises.
     """
-    unfolded = _FOLD.sub(b"", raw)
+    unfolded = _FOLD.sub(b" ", raw)
     return _clean(_decode_words(unfolded) if b"=?" in unfolded else _plain(unfolded)).strip()
 
 
 def addresses(raw: bytes) -> list[str]:
     """The addr-specs (``local@domain``) of a field's raw value, in order, as RFC 5322 section 3.4 has them or nearly.
 
-    Display names, comments, group names and routes are left out; so is what has no ``@``. A quoted local part that
-    needs no quotes loses them (RFC 5321 section 4.1.2: the same mailbox). Encoded words are not decoded, since none can
-    stand in an addr-spec (RFC 2047 section 5). Never raises.
+    Display names, comments, group names and routes are left out; so is what has no ``@``, unless nothing in the field
+    has one: then "MAILER-DAEMON" and "root", which programs write of their own host, are addresses without a domain. A
+    quoted local part that needs no quotes loses them (RFC 5321 section 4.1.2: the same mailbox). Encoded words are not
+    decoded, since none can stand in an addr-spec (RFC 2047 section 5). Never raises.
     """
     found: list[str] = []
+    local: list[str] = []  # what would be one on this host
     outside: list[str] = []  # the words of this mailbox so far
     inside: list[str] | None = None  # the words since "<", until ">" closes it
+    bare: list[str] = []  # what stood in <> without a domain
     named = False  # there was an address in <>: what stands outside is a display name
-    for part in (*_tokens(_clean(_plain(_FOLD.sub(b"", raw)))), ","):
+    for part in (*_tokens(_clean(_plain(_FOLD.sub(b" ", raw)))), ","):
         if part in {"<", ">"}:
             specs = _specs(inside or [])  # at "<" too: in "<a@b.org <c@d.org>" the first was never closed
             found += specs
+            bare += _local(inside or [])
             named = named or bool(specs)
             inside = [] if part == "<" else None
         elif part == ":":
@@ -91,10 +97,11 @@ def addresses(raw: bytes) -> list[str]:
             (outside if inside is None else inside).clear()
         elif part in {",", ";"}:
             found += _specs(inside or []) or ([] if named else _specs(outside))
-            outside, inside, named = [], None, False
+            local += bare or ([] if named else _local(outside))
+            outside, inside, bare, named = [], None, [], False
         else:
             (outside if inside is None else inside).append(part)
-    return found
+    return found or local
 
 
 def in_charset(raw: bytes, charset: str) -> str:
@@ -260,13 +267,23 @@ def _comment_end(text: str, at: int) -> int:
 def _specs(words: list[str]) -> list[str]:
     """The addr-specs among the words of one mailbox; blanks around "@" and "." mean nothing (RFC 5322 section 4.4)."""
     specs = [[""]]
-    for index, word in enumerate(words):
+    blank = False
+    for word in words:
         if word == " ":
-            if not {"@", "."}.intersection(words[max(index - 1, 0) : index + 2]):
-                specs.append([""])
-        elif word.startswith('"'):
+            blank = True
+            continue
+        if blank and word not in {"@", "."} and specs[-1][-1] not in {"@", "."}:
+            specs.append([""])
+        blank = False
+        if word.startswith('"'):
             bare = _ESCAPED.sub(r"\1", word[1:-1])
             specs[-1].append(bare if _DOT_ATOM.fullmatch(bare) else word)
         else:
             specs[-1].append(word)
     return ["".join(spec) for spec in specs if "@" in spec[2:-1]]
+
+
+def _local(words: list[str]) -> list[str]:
+    """The user of this host that a mailbox of a single word is."""
+    word = "".join(words).strip()
+    return [word] if _DOT_ATOM.fullmatch(word) and "@" not in word and not word.startswith("=?") else []

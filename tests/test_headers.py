@@ -49,7 +49,8 @@ def test_the_examples_of_the_standards_are_decoded(raw: bytes, text: str) -> Non
     ("raw", "text"),
     [
         (b" one\n two\n", "one two"),
-        (b" one\r\n\ttwo\r\n", "one\ttwo"),
+        (b" one\r\n\ttwo\r\n", "one two"),
+        (b" one\n\t two\tthree\n", "one  two\tthree"),
         (b"\n one\n", "one"),
         (b" a =?utf-8?q?b?=\n c\n", "a b c"),
     ],
@@ -191,6 +192,7 @@ def test_no_line_end_nul_or_surrogate_comes_out(raw: bytes, text: str) -> None:
         (b"<@a.test,@b.test:c@d.test>", ["c@d.test"]),
         (b"Mary <@a.test,@b.test:c@d.test>, e@f.test", ["c@d.test", "e@f.test"]),
         (b"John Doe <jdoe@machine(comment).  example>", ["jdoe@machine.example"]),
+        (b"(a) John (b) <jdoe (c) @ (d) machine (e) . (f) example> (g)", ["jdoe@machine.example"]),
         # RFC 5321 section 4.1.2: quotes that quote nothing make no other mailbox
         (b'"john"@example.org, "john doe"@example.org', ["john@example.org", '"john doe"@example.org']),
         (b'"a\\"b@c"@example.org', ['"a\\"b@c"@example.org']),
@@ -220,7 +222,15 @@ def test_an_address_in_a_display_name_or_comment_is_none(raw: bytes, expected: l
     ("raw", "expected"),
     [
         (b"", []),
-        (b"MAILER-DAEMON", []),
+        # what programs write of their own host has no domain
+        (b"MAILER-DAEMON", ["MAILER-DAEMON"]),
+        (b"Mail Delivery Subsystem <MAILER-DAEMON>", ["MAILER-DAEMON"]),
+        (b"MAILER-DAEMON <>", ["MAILER-DAEMON"]),
+        (b"root (Cron Daemon)", ["root"]),
+        (b"root, ann@b.test", ["ann@b.test"]),
+        (b"Mail Delivery System <>", []),
+        (b'"Mail" <>', []),
+        (b"=?utf-8?q?a=40b.test?=", []),
         (b"@", []),
         (b"a@, @b", []),
         (b"<>", []),
