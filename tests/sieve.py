@@ -103,12 +103,18 @@ def _address(call: Call) -> dict[str, Any]:
     if "count" in call.tags:
         raise NoCounterpart("the number of addresses in one field")
     known = {name: name for name in ADDRESSES} if call.name == "address" else ENVELOPE
-    if unknown := [name for name in names if name.lower() not in known]:
-        raise NoCounterpart(f"the addresses in {unknown[0]}")
+    if call.name == "envelope" and (unknown := [name for name in names if name.lower() not in known]):
+        raise NoCounterpart(f"the envelope's {unknown[0]}")
     wanted = _match(call, keys)
     if part == "localpart":
         part, wanted = "", _before_the_at(wanted)
-    return {"any": [{known[name.lower()]: {part: wanted} if part else wanted} for name in names]}
+    wanted = {part: wanted} if part else wanted
+    return {
+        "any": [
+            {known[name.lower()]: wanted} if name.lower() in known else {"header": {name: {"address": wanted}}}
+            for name in names
+        ]
+    }
 
 
 def _match(call: Call, keys: list[str]) -> Any:

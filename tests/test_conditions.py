@@ -121,6 +121,12 @@ def zipped(*files: tuple[str, bytes]) -> bytes:
         ({"recipient": {"detail": "work"}}, True),
         ({"recipient": {"domain": "example.com"}}, False),
         ({"from": ["nobody@x.test", {"domain": "shop.example.org"}]}, True),
+        # a "-" may belong to the user as well; a "+" ends it
+        ({"to": {"user": "carol-x-y", "domain": "example.net"}}, True),
+        ({"to": {"user": "carol"}}, True),
+        ({"to": {"user": "carol-x"}}, False),
+        ({"recipient": {"user": "bob-work"}}, True),
+        ({"sender": {"user": "list+request"}}, False),
     ],
 )
 def test_parts_of_an_address(when: dict[str, Any], expected: bool) -> None:
@@ -128,8 +134,49 @@ def test_parts_of_an_address(when: dict[str, Any], expected: bool) -> None:
 
 
 @pytest.mark.parametrize(
+    ("address", "when", "expected"),
+    [
+        (b'"q q+news"@example.org', {"user": "q q", "detail": "news"}, True),
+        (b'"a\\"b"@example.org', {"user": 'a"b'}, True),
+        (b"a-b+c@example.org", {"user": "a-b", "detail": "c"}, True),
+        (b"a-b+c@example.org", {"user": "a", "detail": "b+c"}, True),
+        (b"a-b+c@example.org", {"user": "a", "detail": "c"}, False),  # no one reading has both
+        (b"MAILER-DAEMON <>", {"user": "mailer-daemon"}, True),
+        (b"MAILER-DAEMON <>", {"domain": "*"}, False),
+    ],
+)
+def test_parts_of_odd_addresses(address: bytes, when: dict[str, Any], expected: bool) -> None:
+    assert holds({"from": when}, b"From: " + address + b"\n\n") is expected
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ({"address": "dev-owner@lists.example.org"}, True),
+        ({"address": "Dev"}, False),
+        ({"address": {"domain": "*.example.org"}}, True),
+        ({"address": ["x@y.test", {"domain": "lists.example.org"}]}, True),
+        ([{"address": "x@y.test"}, {"contains": "The Dev"}], True),
+        ([{"address": "x@y.test"}, "nothing"], False),
+        ({"address": {"in": "friends"}}, False),
+    ],
+)
+def test_addresses_in_any_field(value: object, expected: bool) -> None:
+    mail = b"Sender: The Dev List <dev-owner@lists.example.org>\n\n"
+    outside = Outside(addresses=lambda _name: frozenset({"example.org"}))
+    assert holds({"header": {"Sender": value}}, mail, outside) is expected
+
+
+def test_a_list_of_domains_holds_no_bare_word() -> None:
+    outside = Outside(addresses=lambda _name: frozenset({"example.org", "root"}))
+    assert holds({"in": "friends"}, b"From: example.org\n\n", outside) is False
+    assert holds({"in": "friends"}, b"From: root@example.org\n\n", outside) is True
+
+
+@pytest.mark.parametrize(
     ("when", "path", "words"),
     [
+        ({"header": {"Sender": {"address": {"domian": "x"}}}}, ("header", "Sender", "address"), '"domain"'),
         ({"from": {"domian": "x"}}, ("from",), 'did you mean "domain"'),
         ({"from": {"domain": 5}}, ("from", "domain"), "expected a string"),
         ({"from": {"domain": "x", "is": "y"}}, ("from",), '"is" cannot stand beside user, detail, domain'),

@@ -248,7 +248,7 @@ def _tests(pattern: str, options: str) -> object:
 def hasaddr(address: str) -> Formula:
     """The condition that To, Cc or their Resent- fields name the address."""
     plain_text = glob(address)
-    resent = {"contains": address}
+    resent = {"address": plain_text}
     fields = [Leaf("to", plain_text), Leaf("cc", plain_text)]
     return any_of([*fields, *(Leaf("header", {name: resent}) for name in ("Resent-To", "Resent-Cc"))])
 

@@ -180,28 +180,12 @@ def _address(test: Command, scope: Scope) -> Formula:
             raise Untranslatable("only the addresses of To and Cc together are counted")
         return _sound(Leaf("recipients", patterns.one_or_all(_count(test, keys, scope))))
     value = _of_part(test, keys, scope)
-    return any_of(_sound(_addresses_in(name, value, test, keys, scope)) for name in names)
+    return any_of(_sound(_addresses_in(name, value)) for name in names)
 
 
-def _addresses_in(name: str, value: Any, test: Command, keys: Sequence[str], scope: Scope) -> Formula:
-    if name.lower() in _ADDRESSES:
-        return Leaf(name.lower(), value)
-    if _match(test) not in {"is", "contains"} or test.tags.get(":comparator", _CASEMAP) != _CASEMAP:
-        raise Untranslatable(f"the addresses in {name} are not looked at one by one; a `header` condition may do")
-    scope.warn(f"{name} is looked at as text, with its display names, not address by address")
-    around = {
-        "all": ("(?:^|[\\s<,:;])", "(?:$|[\\s>,;(])"),
-        "localpart": ("(?:^|[\\s<,:;])", "@"),
-        "domain": ("@", "(?:$|[\\s>,;(])"),
-    }
-    part = _part(test)
-    if part not in around:
-        raise Untranslatable(f"the addresses in {name} are not parted into user and detail")
-    before, behind = around[part]
-    if _match(test) == "contains":
-        before, behind = {"all": ("", ""), "localpart": ("", "[^\\s@]*@"), "domain": ("@[^\\s@]*", "")}[part]
-    made = [{"regex": f"{before}{patterns.literal(key)}{behind}"} if key else "*" for key in keys]
-    return Leaf("header", {name: patterns.one_or_all(made)})
+def _addresses_in(name: str, value: Any) -> Formula:
+    lower = name.lower()
+    return Leaf(lower, value) if lower in _ADDRESSES else Leaf("header", {name: {"address": value}})
 
 
 def _of_part(test: Command, keys: Sequence[str], scope: Scope) -> Any:
@@ -212,7 +196,7 @@ def _of_part(test: Command, keys: Sequence[str], scope: Scope) -> Any:
     if part == "localpart":
         return _local_part(test, keys)
     if part in {"user", "detail"}:
-        scope.warn('the detail of an address stands behind the first "+" or "-", in Dovecot behind "+" alone')
+        scope.warn('the detail of an address may stand behind a "-", too, in Dovecot behind "+" alone')
     return {part: _texts(test, keys)}
 
 

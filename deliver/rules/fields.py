@@ -74,8 +74,10 @@ def _address_test(value: object, place: Place) -> Test:
     tests = {part: compiled(part) for part in value}
 
     def accepts(address: Text) -> bool:
-        known = _address(address.value)
-        return all((text := getattr(known, part)) is not None and test.accepts(text) for part, test in tests.items())
+        return any(
+            all((text := getattr(reading, part)) is not None and test.accepts(text) for part, test in tests.items())
+            for reading in _readings(address.value)
+        )
 
     return Test(" and ".join(f"{part} {test.words}" for part, test in tests.items()), accepts)
 
@@ -83,15 +85,30 @@ def _address_test(value: object, place: Place) -> Test:
 class _Address(NamedTuple):
     user: Text
     detail: Text | None
-    domain: Text
+    domain: Text | None
 
 
 @functools.lru_cache(maxsize=1000)
-def _address(value: str) -> _Address:
-    """The parts of an address: in ``user+detail@domain`` "-" separates as well, whichever comes first."""
-    local, _, domain = value.rpartition("@")
-    user, separator, detail = re.fullmatch(r"(?s)([^+-]*)([+-]?)(.*)", local).groups()  # type: ignore[union-attr]
-    return _Address(Text.of(user), Text.of(detail) if separator else None, Text.of(domain))
+def _readings(value: str) -> tuple[_Address, ...]:
+    """The parts of an address. "+" begins a detail (RFC 5233), "-" does so under qmail, and whether it does elsewhere
+    only the other side knows: "no-reply" is the user "no-reply" as well as "no" with the detail "reply".
+    """
+    local, at, domain = value.rpartition("@")
+    if not at:  # a program's word of its own host, such as "MAILER-DAEMON"
+        return (_Address(Text.of(value), None, None),)
+    if local.startswith('"') and local.endswith('"') and len(local) > 1:
+        local = re.sub(r"(?s)\\(.)", r"\1", local[1:-1])
+    readings = dict.fromkeys((_split(local, "+"), _split(local, "+-")))
+    return tuple(
+        _Address(Text.of(user), None if detail is None else Text.of(detail), Text.of(domain))
+        for user, detail in readings
+    )
+
+
+def _split(local: str, separators: str) -> tuple[str, str | None]:
+    """The user and the detail behind the first separator, None where there is none."""
+    at = min((found for one in separators if (found := local.find(one)) >= 0), default=-1)
+    return (local, None) if at < 0 else (local[:at], local[at + 1 :])
 
 
 def in_list(_name: str, value: object, place: Place) -> Condition:
@@ -127,7 +144,7 @@ def _listed(name: str, wanted: str, found: Callable[[View], list[Text]]) -> Cond
 
 
 def _stands_in(address: str, entries: Container[str]) -> bool:
-    return address in entries or ("@" in address and address.rpartition("@")[2] in entries)
+    return "@" in address and (address in entries or address.rpartition("@")[2] in entries)
 
 
 def extension(name: str, value: object, place: Place) -> Condition:
@@ -163,7 +180,15 @@ def header(name: str, value: object, place: Place) -> Condition:
 def _named_field(name: str, value: object, place: Place) -> Condition:
     if not FIELD_NAME.fullmatch(name):
         raise ValueError(f'"{name}" is no header field\'s name: those are ASCII, without blanks and colons')
+    if isinstance(value, list) and any(_is_of_addresses(one) for one in value):
+        return some([_named_field(name, one, place.at(index)) for index, one in enumerate(value)])
+    if _is_of_addresses(value):
+        return addresses(name.lower(), value["address"], place.at("address"))  # type: ignore[index] # it is a table
     return field(name, value, place)
+
+
+def _is_of_addresses(value: object) -> bool:
+    return isinstance(value, dict) and list(value) == ["address"]
 
 
 def list_id(name: str, value: object, place: Place) -> Condition:
