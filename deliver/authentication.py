@@ -25,6 +25,8 @@ def results(fields: Iterable[bytes], trusted: frozenset[str]) -> list[Result]:
     """The results in those fields whose authserv-id is trusted. Never raises."""
     found: list[Result] = []
     for raw in fields:
+        if len(found) >= MOST:
+            break
         server, *said = _sections(_FOLD.sub(b"", raw).decode("utf-8", "replace"))
         words = server.split()
         if words and words[0].strip('"').lower() in trusted:
@@ -55,7 +57,7 @@ def _sections(text: str) -> list[str]:
 
 
 def _result(text: str) -> Result | None:
-    words = _WORD.findall(re.sub(r"\s*=\s*", "=", text))
+    words = _WORD.findall("=".join(piece.strip() for piece in text.split("=")))
     if not words:
         return None
     method, equals, result = words[0].partition("=")

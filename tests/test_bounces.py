@@ -47,11 +47,12 @@ def test_ordinary_mail_is_no_bounce() -> None:
         b"Subject: x\n\n" + b"<" * 500_000,
         b"Subject: x\n\n" + b" " * 1_000_000,
         b"Subject: x\n\nThe following addresses had\n" + b" (expanded from: " * 50_000,
+        b"Subject: x\n\n" + b"\n" * 300_000,
     ],
-    ids=range(8),
+    ids=range(9),
 )
 def test_hostile_mail_is_looked_at_for_a_short_time(raw: bytes, capfd: pytest.CaptureFixture[str]) -> None:
     start = time.process_time()
     read([raw[at : at + 65536] for at in range(0, len(raw), 65536)])
-    assert time.process_time() - start < 10
+    assert time.process_time() - start < 3
     assert capfd.readouterr() == ("", "")

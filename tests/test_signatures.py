@@ -1,11 +1,13 @@
 """DKIM: signatures that RFCs and other programs made are verified, broken ones are told apart, and all in bounded time."""
 
+import base64
+import hashlib
 import socket
 import threading
 import time
+import tracemalloc
 
 import corpora
-import dkim
 import pytest
 
 from deliver import authentication, header_lines, signatures
@@ -147,15 +149,41 @@ def test_blanks_without_end_take_linear_time() -> None:
     assert time.process_time() - start < 5  # dkimpy's own pattern takes minutes
 
 
-def test_the_canonical_body_is_that_of_rfc_6376() -> None:
-    canonical = dkim.canonicalization.Relaxed.canonicalize_body
-    for body, expected in (
-        (b" C \r\nD \t E\r\n\r\n\r\n", b" C\r\nD E\r\n"),  # section 3.4.5
-        (b"", b""),
-        (b"a \t\r\n\t \r\nb", b"a\r\n\r\nb\r\n"),
-    ):
-        verify(content(b"DKIM-Signature: v=1\n\n"), 1, MAX, rfc_key)
-        assert canonical(body) == expected
+@pytest.mark.parametrize(
+    ("body", "simple", "relaxed"),
+    [
+        (b" C \nD \t E\n\n\n", b" C \r\nD \t E\r\n", b" C\r\nD E\r\n"),  # RFC 6376 section 3.4.5
+        (b"", b"\r\n", b""),
+        (b"\n\n", b"\r\n", b""),
+        (b"a \t\n\t \nb", b"a \t\r\n\t \r\nb\r\n", b"a\r\n\r\nb\r\n"),
+        (b"a\rb\r\r\n", b"a\rb\r\r\n", b"a\rb\r\r\n"),
+    ],
+)
+def test_the_canonical_body_is_that_of_rfc_6376(body: bytes, simple: bytes, relaxed: bytes) -> None:
+    for name, expected in (("simple", simple), ("relaxed", relaxed)):
+        hashed = base64.b64encode(hashlib.sha256(expected).digest()).decode()
+        header = f"DKIM-Signature: v=1; a=rsa-sha256; c=simple/{name}; d=example.com; s=brisbane; h=from; bh={hashed}; b=AAAA"
+        (found,) = verify(content(header.encode() + b"\nFrom: a@example.com\n\n" + body), 1, MAX, rfc_key)
+        assert found.detail == "the signature does not fit"  # and not that the body was changed
+
+
+@pytest.mark.parametrize("line", [b"x \t y\n", b"\n", b"x\n", b" " * 999 + b"\n"])
+def test_several_signatures_of_a_large_body_take_little(line: bytes) -> None:
+    header = b"".join(
+        b"DKIM-Signature: v=1; a=rsa-sha256; c=relaxed/relaxed; d=example.com; s=brisbane; h=from; bh=AAAA; b=AAAA\n"
+        for _ in range(8)
+    )
+    mail = content(header + b"From: a@example.com\n\n" + line * (4_000_000 // len(line)))
+    verify(mail, 1, 10 * MAX, rfc_key)  # loads what it needs
+    tracemalloc.start()
+    before = time.process_time()
+    try:
+        found = verify(mail, 1, 10 * MAX, rfc_key)
+        assert tracemalloc.get_traced_memory()[1] < 8 * mail.size
+    finally:
+        tracemalloc.stop()
+    assert [one.detail for one in found] == ["the body was changed"] * 8
+    assert time.process_time() - before < 2
 
 
 class Resolver:

@@ -131,18 +131,19 @@ class View:
         """The decoded values of the message's own fields of that name, which is in lower case."""
         found = self._texts.get(field)
         if found is None:
-            found = self._texts[field] = [Text.of(headers.decode(raw)) for raw in self._raw(field)]
+            found = self._texts[field] = [Text.of(headers.decode(raw)) for raw in self.raw(field)]
         return found
 
     def addresses(self, field: str) -> list[Text]:
         """The addr-specs in the message's own fields of that name, which is in lower case."""
         found = self._addresses.get(field)
         if found is None:
-            specs = (spec for raw in self._raw(field) for spec in headers.addresses(raw))
+            specs = (spec for raw in self.raw(field) for spec in headers.addresses(raw))
             found = self._addresses[field] = [Text.of(spec) for spec in specs]
         return found
 
-    def _raw(self, field: str) -> list[bytes]:
+    def raw(self, field: str) -> list[bytes]:
+        """The values of the message's own fields of that name, which is in lower case; FIELD_CAP of them in all."""
         values = []
         left = FIELD_CAP
         for value in self.facts.content.fields(field):

@@ -92,4 +92,4 @@ def _results(view: View) -> list["Result"]:
     trusted = view.facts.outside.trusted
     if not trusted:
         raise CannotTell("the site trusts no server's Authentication-Results ([authentication] trusted)")
-    return authentication.results(view.facts.content.fields("authentication-results"), trusted)
+    return authentication.results(view.raw("authentication-results"), trusted)
