@@ -7,7 +7,7 @@ from deliver.message import Message
 from deliver.values import Answer, Envelope
 
 _ROLES = re.compile(
-    r"mailer-daemon.*|listserv.*|majordomo.*|owner-.*|.*-(?:owner|request)"
+    r"mailer-daemon.*|listserv.*|majordomo.*|owner-.*|.*-request.*|.*-owner"
     r"|(?:.*-)?bounces?(?:[-+=].*)?|double-bounce|.*-return-[0-9].*"
     r"|(?:postmaster|root|daemon|nobody)(?:[-+].*)?|.*(?:no-?reply|do-?not-?reply)(?:[-+].*)?"
 )

@@ -75,6 +75,7 @@ def test_the_address_that_an_alias_led_here_from_counts_only_where_the_mail_serv
         "owner-qmail@example.net",
         "qmail-owner@example.net",
         "qmail-request@example.net",
+        "qmail-request+bob@example.net",
         "bounce-123@example.net",
         "bounces@example.net",
         "qmail-bounces+you=example.org@example.net",

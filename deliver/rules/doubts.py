@@ -175,7 +175,10 @@ def _no_number(name: str, values: list[object]) -> str:
         spans = [_span(one, name) for one in (value if isinstance(value, list) else [value])]
         left = [both for one in left for other in spans if (both := _both(one, other))]
         if not left:
-            words = " and ".join(f'"{one}"' if isinstance(one, str) else str(one) for one in values)
+            alternatives = (value if isinstance(value, list) else [value] for value in values)
+            words = " and ".join(
+                " or ".join(f'"{one}"' if isinstance(one, str) else str(one) for one in some) for some in alternatives
+            )
             return f"no {name} is {words}"
     return ""
 

@@ -58,8 +58,8 @@ _PARTS = ("user", "detail", "domain")
 
 
 def _address_test(value: object, place: Place) -> Test:
-    if isinstance(value, str) and value.startswith("@"):
-        place.warn(f'"{value}" matches no address; write "*{value}" for all addresses of that domain')
+    if isinstance(value, str) and (instead := _instead_of(value)):
+        place.warn(f'"{value}" matches no address; write {instead}')
     if not isinstance(value, dict) or not set(_PARTS).intersection(value):
         return one_text_test(value, place, (*_PARTS, "in"))
     if other := next((key for key in value if key not in _PARTS), None):
@@ -69,6 +69,8 @@ def _address_test(value: object, place: Place) -> Test:
         below = place.at(part)._replace(together=None)
         if part == "domain" and isinstance(value[part], str) and value[part].startswith("@"):
             below.warn(f'a domain is written without the "@": "{value[part][1:]}"')
+        if part != "domain" and isinstance(value[part], str) and "@" in value[part]:
+            below.warn(f'"{value[part]}" matches no {part}: that stands before the "@"')
         return below.attempt(lambda: text_test(value[part], below), ANYTHING)
 
     tests = {part: compiled(part) for part in value}
@@ -80,6 +82,17 @@ def _address_test(value: object, place: Place) -> Test:
         )
 
     return Test(" and ".join(f"{part} {test.words}" for part, test in tests.items()), accepts)
+
+
+def _instead_of(value: str) -> str:
+    """What was probably meant by a string that is no address; "" where it may be one."""
+    if value.startswith("@"):
+        return f'"*{value}" for all addresses of that domain'
+    if "@" in value or re.search(r"[*?\\]", value):
+        return ""
+    if re.search(r"\s", value):
+        return f'header = {{ From = "*{value}*" }} for the name that stands before an address'
+    return f'"*@{value}" for all addresses of that domain' if re.fullmatch(r"\w[\w-]*(\.[\w-]+)+", value) else ""
 
 
 class _Address(NamedTuple):

@@ -15,6 +15,8 @@ _DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 _DAY_NAMES = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 _DATE = re.compile(r"([0-9]{4})-([0-9]{2})-([0-9]{2})")
 _TIME = re.compile(r"([01][0-9]|2[0-4]):([0-5][0-9])")
+_COMMENT = re.compile(r"\([^()]*\)")
+_LOOSE = re.compile(r"\s+(?=[:,])|(?<=:)\s+")
 _RANGE = re.compile(r"\s*(\S+)\s+to\s+(\S+)\s*")
 _COMPARISON = re.compile(r"\s*(>=|<=|>|<|=)?\s*(\S+)\s*")
 _COMPARE: dict[str, Callable[[int, int], bool]] = {
@@ -92,6 +94,8 @@ def _test(value: object, scale: _Scale) -> Test:
         return Test(str(value), lambda moment: scale.of(moment) == wanted)
     if found := _RANGE.fullmatch(value):
         first, last = scale.read(found[1]), scale.read(found[2])
+        if scale.open_end and first == last:
+            raise ValueError(f'"{value}" ends where it begins; the whole day is "00:00 to 24:00"')
         if scale.open_end:
             last -= 1
         if first > last and not scale.circular:
@@ -235,8 +239,10 @@ def seconds_of(text: str) -> float | None:
     """A date as RFC 5322 section 3.3 writes it, or nearly; None where it is none."""
     from email.utils import mktime_tz, parsedate_tz
 
+    # Comments and blanks may stand between all of its parts (RFC 5322 section 4.3), which parsedate_tz does not know.
+    plain = _LOOSE.sub("", _COMMENT.sub(" ", text[:200]))
     try:
-        parsed = parsedate_tz(text[:200])
+        parsed = parsedate_tz(plain)
         return float(mktime_tz(parsed)) if parsed else None
     except Exception:  # the email package raises what it likes on hostile dates
         return None
