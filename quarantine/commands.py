@@ -11,8 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
-from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 
@@ -20,11 +19,12 @@ from deliver import config as configuration
 from deliver import tree, wiring
 from deliver.errors import DeliverError
 from deliver.message import Message, Source, read_framing
-from deliver.settings import Config
-from deliver.units import parse_span
+from deliver.progress import bar
+from deliver.settings import Config, Quarantine
+from deliver.units import counted, parse_span
 from deliver.values import Content
 from quarantine import digest as digests
-from quarantine.release import NotReleased, delete, release, repair, unsound, whole
+from quarantine.release import NotHeld, NotReleased, delete, release, repair, unsound, whole
 from quarantine.shown import explained, safe
 from quarantine.sqlite import Index, Row, Search
 from quarantine.store import KINDS, Archive, Held
@@ -63,6 +63,14 @@ class _Commands(click.Group):
             raise click.ClickException(f"{error.filename or 'the quarantine'}: {error.strerror or error}") from error
 
 
+class Desk(NamedTuple):
+    """What the commands work with. ``owner`` is the directory whose owner's the quarantine is."""
+
+    settings: Config
+    archive: Archive
+    owner: str
+
+
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--directory", default="", help="The quarantine; default: the one the configuration names.")
 @click.option("--maildir", default="", help="The mailbox whose own quarantine it is; default: ~/Maildir.")
@@ -79,13 +87,12 @@ def cli(context: click.Context, directory: str, maildir: str, config_path: str) 
             raise click.ClickException(error.detail) from error
     where = directory or settings.quarantine.directory
     own = os.path.abspath(maildir or os.path.expanduser("~/Maildir"))
-    context.obj = (settings, wiring.archive(where, own))
-    context.meta[_OWNER] = own if where.startswith("{maildir}/") else where
+    desk = Desk(settings, wiring.archive(where, own), own if where.startswith("{maildir}/") else where)
+    context.obj = desk
     if context.invoked_subcommand not in _OF_TREES:
-        context.with_resource(_owners_rights(context.meta[_OWNER]))
+        context.with_resource(_owners_rights(desk.owner))
 
 
-_OWNER = "quarantine.owner"  # in a context's meta: the directory whose owner's the quarantine is
 _OF_TREES = ("expire", "digest")
 """These may go through many mailboxes, and take the rights for each."""
 
@@ -102,16 +109,25 @@ def _owners_rights(path: str) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def _index(archive: Archive) -> Iterator[Index]:
+def _there(archive: Archive) -> Archive:
     if not os.path.isdir(archive.path):
         raise click.ClickException(f"{archive.path}: there is no quarantine; name it with --directory or --maildir")
-    index = Index(archive)
+    return archive
+
+
+@contextmanager
+def _index(archive: Archive) -> Iterator[Index]:
+    index = Index(_there(archive))
     try:
         index.update()
         yield index
     finally:
         index.close()
+
+
+def _complain(words: object) -> None:
+    """What went wrong; there may be a stranger's words in it."""
+    click.echo(safe(str(words)), err=True)
 
 
 def _who() -> str:
@@ -134,13 +150,16 @@ def _who() -> str:
     "--json", "as_json", is_flag=True, help="One object a line: id recipient sender subject reason time size."
 )
 @click.pass_obj
-def list_(everything: tuple[Any, Archive], /, *, released: bool, as_json: bool, **what: Any) -> None:
+def list_(desk: Desk, /, *, released: bool, as_json: bool, **what: Any) -> None:
     """List what is held, oldest first."""
-    with _index(everything[1]) as index:
+    with _index(desk.archive) as index:
         rows = index.search(Search(**what), time.time(), "released" if released else "held")
         shown = map(_as_json if as_json else _as_text, rows)
         while lines := list(itertools.islice(shown, _AT_ONCE)):
             click.echo("\n".join(lines))
+        if index.damaged:
+            them = counted(len(index.damaged), "envelope")
+            _complain(f"{them} cannot be read; `quarantine verify` says which and why")
 
 
 _encode = json.JSONEncoder(check_circular=False).encode  # json.dumps makes one for each call
@@ -160,16 +179,18 @@ def _as_text(row: Row) -> str:
 @click.argument("id_", metavar="ID")
 @click.option("--raw", is_flag=True, help="The whole message as it would be stored, to a file or a pipe.")
 @click.pass_obj
-def show(everything: tuple[Any, Archive], id_: str, *, raw: bool) -> None:
+def show(desk: Desk, id_: str, *, raw: bool) -> None:
     """Show one held message: why it is here, its header, and its text, with nothing that could harm a terminal."""
-    archive = everything[1]
-    held = _read(archive, id_)
-    if raw:
-        for chunk in whole(held, archive):
-            sys.stdout.buffer.write(chunk)
-        return
-    for line in explained(held, archive):
-        click.echo(line)
+    held = _read(_there(desk.archive), id_)
+    try:
+        if raw:
+            for chunk in whole(held, desk.archive):
+                sys.stdout.buffer.write(chunk)
+            return
+        for line in explained(held, desk.archive):
+            click.echo(line)
+    except KeyError as error:
+        raise click.ClickException(safe(f"{id_}: its message {error.args[0]} is gone")) from error
 
 
 @cli.command("release")
@@ -177,40 +198,41 @@ def show(everything: tuple[Any, Archive], id_: str, *, raw: bool) -> None:
 @click.option("--to", default="", help="To this address instead: into its mailbox, or through the mail server.")
 @click.option("--learn", type=click.Choice(["ham"]), help="Tell spamd that it is none: ham.")
 @click.pass_obj
-def release_(everything: tuple[Config, Archive], ids: tuple[str, ...], to: str, learn: str | None) -> None:
+def release_(desk: Desk, ids: tuple[str, ...], to: str, learn: str | None) -> None:
     """Deliver held messages to where they were going, without filtering them again."""
+    archive = _there(desk.archive)
     failed = 0
     try:
-        teach = wiring.teacher(everything[0]) if learn else None
+        teach = wiring.teacher(desk.settings) if learn else None
     except DeliverError as error:
         raise click.ClickException(error.detail) from error
     if to and not digests.ADDRESS.fullmatch(to):
         raise click.UsageError(f'--to: expected an address, not "{to}"')
     for id_ in ids:
         try:
-            held = release(everything[1], id_, _who(), to, wiring.mailbox_of(everything[0], to) if to else "")
+            held = release(archive, id_, _who(), to, wiring.mailbox_of(desk.settings, to) if to else "")
         except NotReleased as error:
             failed += 1
-            click.echo(str(error), err=True)
+            _complain(error)
         else:
             click.echo(f"{id_}: released to {safe(to or f'{held.folder} of {held.recipient}')}")
             if teach:
-                failed += not _learned(everything, held, teach)
+                failed += not _learned(desk, held, teach)
     raise SystemExit(1 if failed else 0)
 
 
-def _learned(everything: tuple[Config, Archive], held: Held, teach: Callable[[Content, str, bool], bool]) -> bool:
+def _learned(desk: Desk, held: Held, teach: Callable[[Content, str, bool], bool]) -> bool:
     """Whether spamd was told; it is released all the same."""
-    settings, archive = everything
-    if settings.spamd and held.size > settings.spamd.max_size:
-        click.echo(f"{held.id}: not told to spamd: it is larger than [spamd] max-size", err=True)
+    spamd = desk.settings.spamd
+    if spamd and held.size > spamd.max_size:
+        _complain(f"{held.id}: not told to spamd: it is larger than [spamd] max-size")
         return False
     try:
-        message = Message(Source.of(b"".join(archive.chunks(held))), read_framing(b""))
+        message = Message(Source.of(b"".join(desk.archive.chunks(held))), read_framing(b""))
         new = teach(message, held.recipient, False)
     except (DeliverError, OSError, KeyError) as error:
         words = error.detail if isinstance(error, DeliverError) else f"{type(error).__name__}: {error}"
-        click.echo(f"{held.id}: not told to spamd: {words}", err=True)
+        _complain(f"{held.id}: not told to spamd: {words}")
         return False
     click.echo(f"{held.id}: {'learned as ham' if new else 'told as ham, which changed nothing'}")
     return True
@@ -219,32 +241,52 @@ def _learned(everything: tuple[Config, Archive], held: Held, teach: Callable[[Co
 @cli.command("delete")
 @click.argument("ids", metavar="ID...", nargs=-1, required=True)
 @click.pass_obj
-def delete_(everything: tuple[Any, Archive], ids: tuple[str, ...]) -> None:
+def delete_(desk: Desk, ids: tuple[str, ...]) -> None:
     """Delete held messages."""
-    archive = everything[1]
+    archive = _there(desk.archive)
     failed = 0
     for id_ in ids:
         try:
             delete(archive, id_, _who())
         except NotReleased as error:
             failed += 1
-            click.echo(str(error), err=True)
+            _complain(error)
     with _index(archive) as index:
-        archive.collect(index.referenced)
+        archive.collect(index.needed)
     raise SystemExit(1 if failed else 0)
 
 
 PATHS = click.argument("paths", nargs=-1, metavar="[PATH...]", type=click.Path(exists=True, file_okay=False))
 
 
-def _archives(everything: tuple[Config, Archive], paths: tuple[str, ...]) -> Generator[Archive]:
-    """The quarantine, or those of all Maildirs at or below the paths, each with its owner's rights."""
-    settings, own = everything
+def _each(desk: Desk, paths: tuple[str, ...], work: Callable[[Archive, Index], int]) -> int:
+    """Do the work in the quarantine, or in those of all Maildirs at or below the paths, each with its owner's rights.
+
+    How often it failed: what is wrong with one mailbox must not stop the others.
+    """
+    failed = 0
+    with contextlib.closing(_archives(desk, paths)) as found:
+        for one in found:
+            if isinstance(one, str):
+                failed += 1
+                _complain(one)
+                continue
+            try:
+                with _index(one) as index:
+                    failed += work(one, index)
+            except (digests.Busy, sqlite3.Error, OSError) as error:
+                failed += 1
+                _complain(f"{one.path}: {error}")
+    return failed
+
+
+def _archives(desk: Desk, paths: tuple[str, ...]) -> Generator[Archive | str]:
+    """The quarantines; or why a directory cannot be looked through."""
     if not paths:
-        with _owners_rights(click.get_current_context().meta[_OWNER]):
-            yield own
+        with _owners_rights(desk.owner):
+            yield desk.archive
         return
-    directory = settings.quarantine.directory
+    directory = desk.settings.quarantine.directory
     if not directory.startswith("{maildir}/"):
         raise click.UsageError(f"the configuration has one quarantine for the site, {directory}: name no PATH")
     for path in map(os.path.realpath, paths):
@@ -252,7 +294,7 @@ def _archives(everything: tuple[Config, Archive], paths: tuple[str, ...]) -> Gen
         try:
             for one in tree.walk(top):
                 if one.kind == "failed":
-                    click.echo(f"{os.path.join(path, one.path)}: {one.why}", err=True)
+                    yield f"{os.path.join(path, one.path)}: {one.why}"
                 elif one.kind == "maildir":
                     maildir = os.path.join(path, one.path) if one.path else path
                     archive = wiring.archive(directory, maildir)
@@ -271,7 +313,7 @@ def _archives(everything: tuple[Config, Archive], paths: tuple[str, ...]) -> Gen
 @click.option("--dry-run", is_flag=True, help="Only say what would go.")
 @click.pass_obj
 def expire(
-    everything: tuple[Config, Archive],
+    desk: Desk,
     paths: tuple[str, ...],
     keep: float | None,
     recipient: str,
@@ -281,27 +323,41 @@ def expire(
 ) -> None:
     """Delete what was held for longer than the configuration says. For cron; silent unless --dry-run.
 
-    With PATHs: in the quarantines of all Maildirs at or below them.
+    With PATHs: in the quarantines of all Maildirs at or below them. Ends with 1 if something could not be deleted.
     """
-    kept = everything[0].quarantine
-    with contextlib.closing(_archives(everything, paths)) as archives:
-        for archive in archives:
-            with _index(archive) as index:
-                for state, kind in itertools.product(("held", "released"), KINDS):
-                    shortest = min((kept.keep, *kept.keep_by.values())) if keep is None else keep
-                    now = time.time()
-                    what = Search(recipient=recipient, reason=reason, older=shortest, kind=kind)
-                    for row in list(index.search(what, now, state)):
-                        if now - row.time < (kept.keep_for(kind, row.recipient) if keep is None else keep):
-                            continue
-                        if dry_run:
-                            click.echo(f"{row.id}  {state}  {safe(row.recipient)}  {safe(row.subject)}")
-                        elif state == "held":
-                            delete(archive, row.id, _who(), "expire")
-                        else:
-                            archive.forget(row.id, "released")
-                if not dry_run:
-                    archive.collect(index.referenced)
+    wanted = Search(recipient=recipient, reason=reason)
+
+    def work(archive: Archive, index: Index) -> int:
+        old = list(_old(desk.settings.quarantine, index, wanted, keep))
+        if dry_run:
+            for state, row in old:
+                click.echo(f"{row.id}  {state}  {safe(row.recipient)}  {safe(row.subject)}")
+            return 0
+        failed = 0
+        with bar(len(old), "expiring") as progress:
+            for state, row in old:
+                try:
+                    delete(archive, row.id, _who(), "expire", state)
+                except NotHeld:  # somebody was quicker
+                    pass
+                except NotReleased as error:
+                    failed += 1
+                    _complain(error)
+                progress.update(1)
+        archive.collect(index.needed)
+        return failed
+
+    raise SystemExit(1 if _each(desk, paths, work) else 0)
+
+
+def _old(kept: Quarantine, index: Index, wanted: Search, keep: float | None) -> Iterator[tuple[str, Row]]:
+    """What was held for too long, and whether it is held still or was released."""
+    shortest = min((kept.keep, *kept.keep_by.values())) if keep is None else keep
+    now = time.time()
+    for state, kind in itertools.product(("held", "released"), KINDS):
+        for row in index.search(wanted._replace(older=shortest, kind=kind), now, state):
+            if now - row.time >= (kept.keep_for(kind, row.recipient) if keep is None else keep):
+                yield state, row
 
 
 @cli.command("digest")
@@ -311,7 +367,7 @@ def expire(
 @click.option("--json", "as_json", is_flag=True, help="One object a line: recipient, messages, more, error.")
 @click.pass_obj
 def digest_(
-    everything: tuple[Config, Archive],
+    desk: Desk,
     paths: tuple[str, ...],
     recipient: str,
     *,
@@ -322,18 +378,13 @@ def digest_(
 
     With PATHs: from the quarantines of all Maildirs at or below them. Ends with 1 if one could not be sent.
     """
-    failed = 0
-    with contextlib.closing(_archives(everything, paths)) as archives:
-        for archive in archives:
-            try:
-                with _index(archive) as index, digests.memory(archive) as known:
-                    for one in digests.due(index, known, time.time()):
-                        if not recipient or fnmatchcase(one.recipient.lower(), recipient.lower()):
-                            failed += not _digest(everything[0], one, known, dry_run=dry_run, as_json=as_json)
-            except (digests.Busy, OSError) as error:
-                failed += 1
-                click.echo(str(error), err=True)
-    raise SystemExit(1 if failed else 0)
+
+    def work(archive: Archive, index: Index) -> int:
+        with digests.memory(archive) as known:
+            due = digests.due(index, known, time.time(), recipient)
+            return sum(not _digest(desk.settings, one, known, dry_run=dry_run, as_json=as_json) for one in due)
+
+    raise SystemExit(1 if _each(desk, paths, work) else 0)
 
 
 def _digest(settings: Config, one: digests.Digest, known: digests.Memory, *, dry_run: bool, as_json: bool) -> bool:
@@ -354,7 +405,7 @@ def _digest(settings: Config, one: digests.Digest, known: digests.Memory, *, dry
         messages = [row._asdict() for row in one.rows]
         click.echo(json.dumps({"recipient": one.recipient, "messages": messages, "more": one.more, "error": error}))
     elif error:
-        click.echo(f"{safe(one.recipient)}: {error}", err=True)
+        _complain(f"{one.recipient}: {error}")
     elif dry_run:
         click.echo(digests.text(one, words))
     return not error
@@ -363,30 +414,32 @@ def _digest(settings: Config, one: digests.Digest, known: digests.Memory, *, dry
 @cli.command()
 @click.option("--repair", "mend", is_flag=True, help="Mend what can be mended.")
 @click.pass_obj
-def verify(everything: tuple[Any, Archive], *, mend: bool) -> None:
+def verify(desk: Desk, *, mend: bool) -> None:
     """Check every message against its envelope. Ends with 1 if something is wrong and was not mended."""
-    archive = everything[1]
-    wrong = 0
+    archive = desk.archive
     with _index(archive) as index:
         if mend:
-            for line in repair(archive, index.referenced, QUEUE_LIFETIME):
+            for line in repair(archive, index.needed, QUEUE_LIFETIME):
+                archive.note(time=time.time(), who=_who(), did="repair", what=line)
                 click.echo(line)
-        for id_, words in index.damaged:
-            wrong += 1
-            click.echo(f"{id_}: the envelope cannot be read: {words}")
-        named = index.referenced()
-        for name in sorted(set(archive.bodies()) - named):
-            wrong += 1
-            click.echo(f"{name}: nobody's envelope names it (a crash; the mail server has it still)")
-        for id_ in archive.ids("releasing"):
-            wrong += 1
-            click.echo(f"{id_}: is being released, or that was interrupted")
-        for line in unsound(archive):
-            wrong += 1
-            click.echo(line)
-    if not wrong:
+        orphans = archive.collect(index.referenced, remove=False)
+        found = [f"{id_}: the envelope cannot be read: {words}" for id_, words in index.damaged]
+        found += [
+            f"{name}: nobody's envelope names it (a crash; the mail server has it still)" for name in sorted(orphans)
+        ]
+        found += [f"{id_}: is being released, or that was interrupted" for id_ in archive.ids("releasing")]
+        for line in found:
+            click.echo(safe(line))
+        ids = archive.ids()
+        with bar(len(ids), "verifying") as progress:
+            for id_ in ids:
+                if line := unsound(archive, id_):
+                    found.append(line)
+                    click.echo(safe(line))
+                progress.update(1)
+    if not found:
         click.echo(f"{archive.path}: sound")
-    raise SystemExit(1 if wrong else 0)
+    raise SystemExit(1 if found else 0)
 
 
 def _read(archive: Archive, id_: str) -> Held:
@@ -395,6 +448,6 @@ def _read(archive: Archive, id_: str) -> Held:
             return archive.read(id_, state)
         except KeyError:
             continue
-        except (ValueError, TypeError) as error:
-            raise click.ClickException(f"{id_}: the envelope cannot be read: {error}") from error
+        except ValueError as error:
+            raise click.ClickException(safe(f"{id_}: the envelope cannot be read: {error}")) from error
     raise click.ClickException(f"{id_}: no such message is held here")

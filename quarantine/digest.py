@@ -133,12 +133,12 @@ def memory(archive: Archive) -> Iterator[Memory]:
         os.close(directory)
 
 
-def due(index: Index, known: Memory, now: float) -> list[Digest]:
-    """The digests that are due, by recipient. ``index`` is up to date."""
+def due(index: Index, known: Memory, now: float, recipient: str = "") -> list[Digest]:
+    """The digests that are due, by recipient; only for recipients that a glob fits. ``index`` is up to date."""
     rows: dict[str, list[Row]] = {}
     more: dict[str, int] = {}
     upto = now - SETTLED
-    for row in index.search(Search(), now):
+    for row in index.search(Search(recipient=recipient), now):
         if not known.upto(row.recipient) < row.time <= upto:
             continue
         mine = rows.setdefault(row.recipient, [])

@@ -7,8 +7,9 @@
     tmp/                what is being written
     audit.log           who did what and when, a JSON object a line
 
-A body and its envelope are linked under a shared lock on the directory, bodies without envelopes are removed under an
-exclusive one: no body can go between being found there and being counted on.
+A body and its envelope are linked, and envelopes moved, under a shared lock on the directory of the bodies; those
+without an envelope are removed under an exclusive one: no body can go between being found there and being counted on,
+and no envelope is overlooked because it was on its way.
 
 To release by hand: copy messages/DIGEST into the `new` directory of the Maildir that held/ID.json names.
 """
@@ -23,10 +24,11 @@ import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
 
-from quarantine.store import Held
+from quarantine.store import Held, envelope
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _CHUNK = 256 * 1024
+_LARGEST_ENVELOPE = 16 * 1024 * 1024  # bytes
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -48,7 +50,7 @@ class Files:
     def prepare(self, held: Held, chunks: Iterable[bytes]) -> "PendingFile":
         """Write the message and its envelope to tmp/, synced. Raises OSError, leaving nothing behind."""
         with contextlib.ExitStack() as stack:
-            root = _beneath(self._base, self._relative, stack)
+            root = _beneath(self._base, self._relative, stack, make=True)
             # Those for later as well: once the disk is full, mail could not be deleted for want of a directory.
             directories = {name: _child(root, name) for name in ("tmp", "messages", "held", "releasing", "released")}
             pending = PendingFile(directories)
@@ -66,14 +68,14 @@ class Files:
             return [name[:-5] for name in os.listdir(directory) if name.endswith(".json") and not name.startswith(".")]
 
     def read(self, id_: str, state: str = "held") -> Held:
-        """One envelope. Raises KeyError where there is none, ValueError where it cannot be read, OSError."""
+        """One envelope. Raises KeyError where there is none, ValueError where it is damaged, OSError."""
         with contextlib.ExitStack() as stack:
             text = _read(self._open(state, stack), f"{_plain(id_)}.json")
-        fields = json.loads(text)
-        if not isinstance(fields, dict):
-            raise ValueError(f"{id_}: not an envelope")
-        known = {name: fields[name] for name in Held._fields if name in fields}
-        return Held(**{**known, "verdicts": tuple(known.get("verdicts", ()))})
+        try:
+            fields = json.loads(text)
+        except RecursionError:
+            raise ValueError("is nested too deeply") from None
+        return envelope(fields, id_)
 
     def chunks(self, held: Held) -> Iterator[bytes]:
         """The message of an envelope; raises KeyError where its file is gone, OSError."""
@@ -91,6 +93,7 @@ class Files:
         """Take an envelope from one state to another, durably; KeyError where it is not there: somebody was quicker."""
         with contextlib.ExitStack() as stack:
             old, new = self._open(before, stack), self._open(after, stack)
+            fcntl.flock(self._open("messages", stack), fcntl.LOCK_SH)
             name = f"{_plain(id_)}.json"
             try:
                 os.rename(name, name, src_dir_fd=old, dst_dir_fd=new)
@@ -98,6 +101,18 @@ class Files:
                 raise KeyError(id_) from None
             os.fsync(new)
             os.fsync(old)
+
+    def moved(self, id_: str, state: str) -> float:
+        """When an envelope came into a state, in seconds since the epoch; raises KeyError, OSError.
+
+        A rename changes its ctime.
+        """
+        with contextlib.ExitStack() as stack:
+            directory = self._open(state, stack)
+            try:
+                return os.stat(f"{_plain(id_)}.json", dir_fd=directory, follow_symlinks=False).st_ctime
+            except FileNotFoundError:
+                raise KeyError(id_) from None
 
     def forget(self, id_: str, state: str) -> None:
         """Remove an envelope; its message goes with `collect`. KeyError where there is none."""
@@ -114,12 +129,13 @@ class Files:
         with contextlib.ExitStack() as stack:
             directory = self._open("messages", stack)
             with os.scandir(directory) as entries:
-                return {f"messages/{entry.name}": entry.stat(follow_symlinks=False).st_mtime for entry in entries}
+                states = {entry.name: entry.stat(follow_symlinks=False) for entry in entries}
+        return {f"messages/{name}": state.st_mtime for name, state in states.items() if stat.S_ISREG(state.st_mode)}
 
-    def collect(self, referenced: Callable[[], set[str]], older_than: float = 0.0) -> list[str]:
+    def collect(self, referenced: Callable[[], set[str]], older_than: float = 0.0, *, remove: bool = True) -> list[str]:
         """Remove messages that no envelope names and that have not changed for ``older_than`` seconds; their names.
 
-        ``referenced`` is asked while no envelope can be added.
+        ``referenced`` is asked while no envelope can be added or moved. Without ``remove`` they are only named.
         """
         with contextlib.ExitStack() as stack:
             directory = self._open("messages", stack)
@@ -127,7 +143,7 @@ class Files:
             named = referenced()
             now = time.time()
             gone = [name for name, when in self.bodies().items() if name not in named and now - when >= older_than]
-            for name in gone:
+            for name in gone if remove else ():
                 os.unlink(os.path.basename(name), dir_fd=directory)
             os.fsync(directory)
         return gone
@@ -140,17 +156,21 @@ class Files:
                 now = time.time()
                 old = [one.name for one in entries if now - one.stat(follow_symlinks=False).st_mtime >= older_than]
             for name in old:
-                os.unlink(name, dir_fd=directory)
+                with contextlib.suppress(FileNotFoundError):  # another `verify` was faster
+                    os.unlink(name, dir_fd=directory)
         return old
 
     def note(self, **record: object) -> None:
         """Add a line to the audit log; raises OSError."""
         with contextlib.ExitStack() as stack:
             root = _beneath(self._base, self._relative, stack)
-            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
             fd = os.open("audit.log", flags, 0o600, dir_fd=root)
             try:
-                _write_all(fd, json.dumps(record).encode() + b"\n")
+                # A line that a full disk or a crash has cut must not swallow this one.
+                size = os.fstat(fd).st_size
+                start = b"\n" if size and os.pread(fd, 1, size - 1) != b"\n" else b""
+                _write_all(fd, start + json.dumps(record).encode() + b"\n")
                 os.fsync(fd)
             finally:
                 os.close(fd)
@@ -233,7 +253,8 @@ class PendingFile:
         return digest if ours else f"{digest}.{self._unique}"
 
 
-def _beneath(base: str, relative: str, stack: contextlib.ExitStack) -> int:
+def _beneath(base: str, relative: str, stack: contextlib.ExitStack, *, make: bool = False) -> int:
+    """Open the quarantine; only what holds a message may ``make`` it, with the rights of who delivers."""
     fd = os.open(base.rstrip("/") or "/", _DIRECTORY)  # with a slash behind it a symbolic link would be followed
     stack.callback(_close, fd)
     for name in relative.split("/"):
@@ -241,7 +262,7 @@ def _beneath(base: str, relative: str, stack: contextlib.ExitStack) -> int:
             continue
         if name == "..":
             raise OSError(errno.EINVAL, "a quarantine directory must not contain ..")
-        fd = _child(fd, name)
+        fd = _child(fd, name) if make else os.open(name, _DIRECTORY, dir_fd=fd)
         stack.callback(_close, fd)
     return fd
 
@@ -275,8 +296,14 @@ def _read(directory: int, name: str) -> bytes:
         fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
     except FileNotFoundError:
         raise KeyError(name) from None
-    with open(fd, "rb") as file:
-        return file.read()
+    try:
+        state = os.fstat(fd)
+        if not stat.S_ISREG(state.st_mode) or state.st_size > _LARGEST_ENVELOPE:
+            raise ValueError("is no file of ours")
+        with open(fd, "rb", closefd=False) as file:
+            return file.read()
+    finally:
+        os.close(fd)
 
 
 def _write_all(fd: int, data: bytes) -> None:

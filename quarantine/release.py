@@ -1,8 +1,8 @@
 """Letting a held message go where it was going: once, and without filtering it again."""
 
+import contextlib
 import errno
 import hashlib
-import os
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -16,12 +16,17 @@ INTERRUPTED = 600.0
 """Seconds after which nobody is still at work on a release: `verify` takes the message back."""
 
 
+_ABOUT = ("recipient", "sender", "subject", "reason")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _DELIVERY_LINES = re.compile(rb"(?mi)^(?:return-path|delivered-to|x-original-to|envelope-to|delivery-date):.*\n")
 
 
 class NotReleased(Exception):
     """Why, in words for the administrator."""
+
+
+class NotHeld(NotReleased):
+    """The message is not held here, or no longer."""
 
 
 def release(archive: Archive, id_: str, who: str, to: str = "", maildir: str = "") -> Held:
@@ -34,7 +39,7 @@ def release(archive: Archive, id_: str, who: str, to: str = "", maildir: str = "
     try:
         archive.move(id_, "held", "releasing")
     except KeyError:
-        raise NotReleased(_why_not(archive, id_)) from None
+        raise NotHeld(_why_not(archive, id_)) from None
     try:
         held = archive.read(id_, "releasing")
         if maildir:
@@ -46,40 +51,58 @@ def release(archive: Archive, id_: str, who: str, to: str = "", maildir: str = "
     except BaseException as error:
         archive.move(id_, "releasing", "held")
         if isinstance(error, DeliverError | OSError | KeyError | ValueError):
-            words = (
-                (error.detail or error.line) if isinstance(error, DeliverError) else f"{type(error).__name__}: {error}"
-            )
-            raise NotReleased(f"{id_}: {words}; it is still held") from error
+            raise NotReleased(f"{id_}: {_words(error)}; it is still held") from error
         raise
     archive.move(id_, "releasing", "released")
     try:
-        archive.note(time=time.time(), who=who, did="release", id=id_, recipient=held.recipient, to=to or held.folder)
+        archive.note(**_record(who, "release", id_, held), to=to or held.folder)
     except OSError as error:
         raise NotReleased(f"{id_}: was released, but that could not be recorded: {error.strerror}") from error
     return held
 
 
-def delete(archive: Archive, id_: str, who: str, did: str = "delete") -> None:
+def delete(archive: Archive, id_: str, who: str, did: str = "delete", state: str = "held") -> None:
     """Forget an envelope; its message goes when nobody else's envelope names it. Raises NotReleased."""
+    place = "releasing" if state == "held" else state  # what is being deleted must not be released
     try:
-        archive.move(id_, "held", "releasing")
-    except KeyError:
-        raise NotReleased(_why_not(archive, id_)) from None
-    record = {"time": time.time(), "who": who, "did": did, "id": id_}
-    try:
-        archive.note(**record)
-    except OSError as error:
-        if error.errno not in _FULL:
-            archive.move(id_, "releasing", "held")
-            raise NotReleased(f"{id_}: could not be recorded, so it is still held: {error.strerror}") from error
-        # What makes room must not need any.
-        archive.forget(id_, "releasing")
+        if place != state:
+            archive.move(id_, state, place)
+        try:
+            held = archive.read(id_, place)
+        except (ValueError, OSError):  # damaged, and to be got rid of all the same
+            held = None
+        record = _record(who, did, id_, held)
         try:
             archive.note(**record)
-        except OSError:
-            raise NotReleased(f"{id_}: is gone, but that could not be recorded: {error.strerror}") from error
-    else:
-        archive.forget(id_, "releasing")
+        except OSError as error:
+            if error.errno not in _FULL:
+                if place != state:
+                    archive.move(id_, place, state)
+                raise NotReleased(f"{id_}: could not be recorded, so it is still held: {error.strerror}") from error
+            # What makes room must not need any.
+            archive.forget(id_, place)
+            try:
+                archive.note(**record)
+            except OSError:
+                raise NotReleased(f"{id_}: is gone, but that could not be recorded: {error.strerror}") from error
+        else:
+            archive.forget(id_, place)
+    except KeyError:
+        raise NotHeld(_why_not(archive, id_)) from None
+
+
+def _record(who: str, did: str, id_: str, held: Held | None) -> dict[str, object]:
+    """A line of the audit log: once the envelope is gone nothing else says what it was."""
+    about = {} if held is None else {name: getattr(held, name) for name in _ABOUT}
+    return {"time": time.time(), "who": who, "did": did, "id": id_, **about}
+
+
+def _words(error: BaseException) -> str:
+    if isinstance(error, DeliverError):
+        return error.detail or error.line
+    if isinstance(error, KeyError):
+        return f"its message {error.args[0]} is gone"
+    return f"{type(error).__name__}: {error}"
 
 
 def whole(held: Held, archive: Archive) -> Iterator[bytes]:
@@ -105,48 +128,38 @@ def _anew(held: Held, archive: Archive) -> Iterator[bytes]:
     yield from chunks
 
 
-def repair(archive: Archive, referenced: Callable[[], set[str]], lifetime: float) -> Iterator[str]:
+def repair(archive: Archive, needed: Callable[[], set[str]], lifetime: float) -> Iterator[str]:
     """Mend what crashes left, and say what: interrupted releases, half-written files, messages nobody's envelope names.
 
     A message without an envelope was never answered with 0, so the mail server has it still or holds it anew; it goes
     after ``lifetime`` seconds, longer than any queue keeps mail.
     """
     for id_ in archive.ids("releasing"):
-        try:
-            held = archive.read(id_, "releasing")
-        except (KeyError, ValueError, TypeError):  # gone since, or what `verify` says of it
-            continue
-        if time.time() - max(held.time, _moved(archive, id_)) >= INTERRUPTED:
-            archive.move(id_, "releasing", "held")
-            yield f"{id_}: a release was interrupted; held again (it may have been delivered)"
+        with contextlib.suppress(KeyError):  # somebody has just finished
+            if time.time() - archive.moved(id_, "releasing") >= INTERRUPTED:
+                archive.move(id_, "releasing", "held")
+                yield f"{id_}: a release was interrupted; held again (it may have been delivered)"
     for name in archive.sweep(36 * 3600):
         yield f"tmp/{name}: left by a crash; removed"
-    for name in archive.collect(referenced, lifetime):
+    for name in archive.collect(needed, lifetime):
         yield f"{name}: nobody's envelope names it; removed"
 
 
-def unsound(archive: Archive) -> Iterator[str]:
-    """What is wrong with held messages whose envelopes can be read, in words."""
-    for id_ in archive.ids("held"):
-        digest = hashlib.sha256()
-        try:
-            held = archive.read(id_)
-            for chunk in archive.chunks(held):
-                digest.update(chunk)
-        except KeyError as error:
-            yield f"{id_}: its message {error} is gone"
-        except (ValueError, TypeError):  # the index has said it
-            continue
-        else:
-            if digest.hexdigest() != held.digest:
-                yield f"{id_}: its message is not the one that was held (SHA-256 differs)"
-
-
-def _moved(archive: Archive, id_: str) -> float:
+def unsound(archive: Archive, id_: str) -> str:
+    """What is wrong with a held message whose envelope can be read, in words; "" for nothing."""
+    digest = hashlib.sha256()
     try:
-        return os.stat(os.path.join(archive.path, "releasing", f"{id_}.json"), follow_symlinks=False).st_ctime
-    except OSError:
-        return 0.0
+        held = archive.read(id_)
+    except (KeyError, ValueError, OSError):  # gone since, or the index has said it
+        return ""
+    try:
+        for chunk in archive.chunks(held):
+            digest.update(chunk)
+    except (KeyError, OSError) as error:
+        return f"{id_}: {_words(error)}"
+    if digest.hexdigest() != held.digest:
+        return f"{id_}: its message is not the one that was held (SHA-256 differs)"
+    return ""
 
 
 def _why_not(archive: Archive, id_: str) -> str:

@@ -6,6 +6,7 @@ know of it; every command first brings it up to date with the directory, where t
 
 import contextlib
 import os
+import re
 import sqlite3
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -41,7 +42,8 @@ class Row(NamedTuple):
 
 
 class Search(NamedTuple):
-    """What to look for: globs (SQLite's GLOB, without case), and ages in seconds. Empty and None mean anything.
+    """What to look for: globs as rules have them (only * and ? are special, a backslash escapes; case does not count),
+    and ages in seconds. Empty and None mean anything.
 
     ``kind`` is one of KINDS.
     """
@@ -73,26 +75,47 @@ class Index:
 
     def update(self) -> None:
         """Bring it up to date: new envelopes are read, those that are gone are dropped. Raises OSError."""
+        with self._current():
+            pass
+
+    def referenced(self) -> set[str]:
+        """The messages that envelopes name, up to date. Raises OSError."""
+        with self._current() as database:
+            return {row[0] for row in database.execute("SELECT DISTINCT body FROM envelope")}
+
+    def needed(self) -> set[str]:
+        """The messages that must stay: all, while there is an envelope that cannot be read and may name any of them."""
+        named = self.referenced()
+        return named | set(self._archive.bodies()) if self.damaged else named
+
+    @contextlib.contextmanager
+    def _current(self) -> Iterator[sqlite3.Connection]:
+        """The database, up to date as long as no other process can write to it."""
         try:
             self._update()
         except sqlite3.Error as error:
             self._database.close()
             self._database = self._another(error)
             self._update()
+        with self._database:
+            yield self._database
 
     def _update(self) -> None:
+        """In a transaction from before the directory is read: else what has come since then, and another process has
+        put into the index, would be taken out again, and its message would seem to be nobody's.
+        """
         self.damaged.clear()
-        with self._database:
-            for state in STATES:
-                there = set(self._archive.ids(state))
-                known = {row[0] for row in self._database.execute("SELECT id FROM envelope WHERE state = ?", (state,))}
-                self._database.executemany(
-                    "DELETE FROM envelope WHERE id = ? AND state = ?", [(id_, state) for id_ in known - there]
-                )
-                self._database.executemany(
-                    "INSERT OR REPLACE INTO envelope VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                    self._new(state, sorted(there - known)),
-                )
+        self._database.execute("BEGIN IMMEDIATE")
+        for state in STATES:
+            there = set(self._archive.ids(state))
+            known = {row[0] for row in self._database.execute("SELECT id FROM envelope WHERE state = ?", (state,))}
+            self._database.executemany(
+                "DELETE FROM envelope WHERE id = ? AND state = ?", [(id_, state) for id_ in known - there]
+            )
+            self._database.executemany(
+                "INSERT OR REPLACE INTO envelope VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                self._new(state, sorted(there - known)),
+            )
 
     def _another(self, error: sqlite3.Error) -> sqlite3.Connection:
         """A new one for one that is damaged; in memory where none can be written.
@@ -112,8 +135,8 @@ class Index:
         clauses, values = ["state = ?"], [state]
         for field in ("recipient", "sender", "subject", "reason"):
             if wanted := getattr(what, field):
-                clauses.append(f"lower({field}) GLOB ?")
-                values.append(wanted.lower())
+                clauses.append(f"folded({field}) GLOB ?")
+                values.append(_glob(wanted.casefold()))
         if what.kind:
             clauses.append("kind = ?")
             values.append(what.kind)
@@ -125,11 +148,6 @@ class Index:
         query = f"SELECT {columns} FROM envelope WHERE {' AND '.join(clauses)} ORDER BY time, id"  # nosec B608
         for row in self._database.execute(query, values):
             yield Row(*row)
-
-    def referenced(self) -> set[str]:
-        """The messages that envelopes name, up to date."""
-        self.update()
-        return {row[0] for row in self._database.execute("SELECT DISTINCT body FROM envelope")}
 
     def _new(self, state: str, ids: list[str]) -> Iterator[tuple[object, ...]]:
         for id_ in ids:
@@ -149,10 +167,16 @@ class Index:
                 )
             except KeyError:
                 continue  # gone since
-            except (ValueError, TypeError) as error:
+            except (ValueError, OSError) as error:  # one that cannot be read must not hide the others
                 self.damaged.append((id_, str(error)))
                 continue
             yield row
+
+
+def _glob(pattern: str) -> str:
+    """As SQLite spells it, in which brackets are special and nothing escapes but brackets."""
+    text = pattern.encode("utf-8", "surrogateescape").decode("utf-8", "replace")  # an argument may be no UTF-8
+    return re.sub(r"(?s)\\(.)|\[", lambda found: f"[{found[1] or '['}]", text)
 
 
 def _opened(path: str) -> sqlite3.Connection:
@@ -162,6 +186,8 @@ def _opened(path: str) -> sqlite3.Connection:
     finally:
         os.umask(before)
     try:
+        # SQLite's own lower() knows ASCII alone.
+        database.create_function("folded", 1, str.casefold, deterministic=True)
         done = database.execute("PRAGMA user_version").fetchone()[0]
         for number, script in enumerate(_MIGRATIONS[done:], done + 1):
             database.executescript(f"BEGIN; {script} PRAGMA user_version = {number}; COMMIT;")

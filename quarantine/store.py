@@ -1,5 +1,6 @@
 """What a quarantine keeps of a message, and what every kind of store must do."""
 
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, Protocol
@@ -43,6 +44,43 @@ class Held(NamedTuple):
     def kind(self) -> str:
         """Which of KINDS the reason is."""
         return kind_of(self.reason, {str(verdict.get("finding")) for verdict in self.verdicts})
+
+
+def envelope(fields: object, id_: str) -> Held:
+    """An envelope from what was read of it, a JSON object; ValueError where that is none.
+
+    Whoever owns the mailbox can write there what they want, and others, root among them, look at it.
+    """
+    if not isinstance(fields, dict):
+        raise ValueError("is no JSON object")
+    if not _ID.fullmatch(id_):
+        raise ValueError("its name is none of ours")
+    held: dict[str, Any] = {name: fields[name] for name in Held._fields if name in fields} | {"id": id_}
+    for name, expected in _TYPES.items():
+        value = held.get(name)
+        if not isinstance(value, expected) or (isinstance(value, str) and not _is_text(value)):
+            raise ValueError(f"its {name} is missing or wrong")
+    if not (math.isfinite(held["time"]) and abs(held["time"]) < _LATEST and 0 <= held["size"] < _LARGEST):
+        raise ValueError("its time or its size cannot be")
+    verdicts = held.get("verdicts", [])
+    if not isinstance(verdicts, list) or not all(isinstance(one, dict) for one in verdicts):
+        raise ValueError("its verdicts are wrong")
+    return Held(**held | {"verdicts": tuple(verdicts)})
+
+
+_ID = re.compile(r"[0-9A-Za-z_][0-9A-Za-z_.-]*")
+_TEXTS = ("recipient", "sender", "subject", "reason", "maildir", "folder", "top", "digest", "body")
+_TYPES: dict[str, Any] = {**dict.fromkeys(_TEXTS, str), "time": (int, float), "size": int}
+_LATEST = 2.0**35  # seconds: beyond it no calendar of the system's goes (year 3058)
+_LARGEST = 2**63
+
+
+def _is_text(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # half of a pair (JSON's \ud800)
+        return False
+    return True
 
 
 def kind_of(reason: str, findings: set[str]) -> str:
@@ -89,14 +127,17 @@ class Archive(Store, Protocol):
     def move(self, id_: str, before: str, after: str) -> None:
         """From one state to another; KeyError where somebody was quicker."""
 
+    def moved(self, id_: str, state: str) -> float:
+        """When an envelope came into a state, in seconds since the epoch; KeyError where it is not in it."""
+
     def forget(self, id_: str, state: str) -> None:
-        """Remove an envelope."""
+        """Remove an envelope; KeyError where there is none."""
 
     def bodies(self) -> dict[str, float]:
-        """The messages and their times of change."""
+        """The messages, by the names that envelopes have for them, and their times of change."""
 
-    def collect(self, referenced: Callable[[], set[str]], older_than: float = 0.0) -> list[str]:
-        """Remove messages that no envelope names."""
+    def collect(self, referenced: Callable[[], set[str]], older_than: float = 0.0, *, remove: bool = True) -> list[str]:
+        """Remove (or only name) messages that no envelope names; while ``referenced`` is asked none comes or moves."""
 
     def sweep(self, older_than: float) -> list[str]:
         """Remove what crashed writers left."""

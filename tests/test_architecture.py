@@ -40,7 +40,7 @@ ROOMS = {
     # The only one that knows every adapter.
     "wiring": Room("wiring", "values settings content story scanners adapters reading resident store backends"),
     # What an administrator does to mailboxes, whole trees of them.
-    "tools": Room("adopt doctor doctor_mailboxes expire learn qmailfile stats tickbox tree", "values settings content story scanners adapters reading resident wiring"),
+    "tools": Room("adopt doctor doctor_mailboxes expire learn progress qmailfile stats tickbox tree", "values settings content story scanners adapters reading resident wiring"),
     # Other programs' filters, from text to rules.
     "converters": Room("convert.*", "values reading"),
     # Where a message or a person comes in.
@@ -55,6 +55,7 @@ ALSO = {
     ("plausible", "quarantine.store"): "the kinds of reasons for which mail is held",
     ("notices", "quarantine.store"): "the kinds of reasons for which mail is held",
     ("qmailscanner", "quarantine.store"): "the kinds of reasons for which mail is held",
+    ("quarantine.commands", "progress"): "what all commands show that may take long",
     ("quarantine.commands", "tree"): "the quarantines of a whole tree of mailboxes",
     ("commands.quota", "quota"): "shows what the adapter keeps",
     ("pipeline", "log"): "the log's type",
@@ -72,7 +73,7 @@ ALSO = {
 """Single imports that the rooms do not allow, and why they are right all the same."""
 
 PACKAGES = {
-    "click": "commands.* quarantine.commands quarantine.__main__",
+    "click": "commands.* progress quarantine.commands quarantine.__main__",
     "re2": "rules.matching plausible scanners.command",
     "dkim": "signatures",
     "dns": "signatures",

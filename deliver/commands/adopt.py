@@ -6,7 +6,6 @@ import json
 import os
 import sys
 from collections import Counter
-from typing import Any
 
 import click
 
@@ -14,6 +13,7 @@ from deliver import adopt as work
 from deliver import config
 from deliver.adopt import Decision, Failed
 from deliver.errors import DeliverError
+from deliver.progress import bar
 from deliver.settings import Config
 from deliver.units import counted
 
@@ -90,12 +90,6 @@ def missing(command: str) -> str:
     if not os.path.isfile(program) or not os.access(program, os.X_OK):
         return f'there is no program "{program}": name where it is installed, --command /opt/x/bin/deliver'
     return ""
-
-
-def bar(length: int, label: str) -> Any:
-    """A progress bar on a terminal, where it takes long enough to be worth one."""
-    hidden = length < 100 or not sys.stderr.isatty()
-    return click.progressbar(length=length, label=label, file=sys.stderr, hidden=hidden)
 
 
 def _adopt(root: str, site: work.Site, backup: str, dry_run: bool, verbose: bool, as_json: bool) -> None:

@@ -9,10 +9,11 @@ import click
 
 from deliver import config, doctor_mailboxes, tree
 from deliver import doctor as work
-from deliver.commands.adopt import COMMAND, bar
+from deliver.commands.adopt import COMMAND
 from deliver.commands.sample import sample_message
 from deliver.doctor import Said
 from deliver.errors import DeliverError
+from deliver.progress import bar
 from deliver.qmailfile import open_directory
 from deliver.units import counted
 

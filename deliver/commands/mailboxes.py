@@ -6,8 +6,8 @@ from collections.abc import Generator, Iterable
 import click
 
 from deliver import config, tree
-from deliver.commands.adopt import bar
 from deliver.errors import DeliverError
+from deliver.progress import bar
 from deliver.qmailfile import open_directory
 from deliver.settings import Config
 
