@@ -5,6 +5,7 @@ link. What is killed half-way has deleted a part; the quota file then says too m
 """
 
 import os
+from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
@@ -51,9 +52,7 @@ def expire(top: int, path: str, shown: str, config: Config, now: float, *, dry_r
         state = os.fstat(maildir)
         with as_owner(state):
             spam = _spam_folder(config, home, state.st_uid)
-            counted = _expire(maildir, settings, spam, now, deleted, dry_run)
-            if counted and not dry_run:
-                quota.recount(maildir)
+            _expire(maildir, settings, spam, now, deleted, dry_run)
     except (OSError, DeliverError) as error:
         return Result(shown, deleted, getattr(error, "strerror", "") or str(error))
     finally:
@@ -71,30 +70,36 @@ def _spam_folder(config: Config, home: str, uid: int) -> str:
     return config.spam.folder
 
 
-def _expire(maildir: int, settings: Expire, spam: str, now: float, deleted: dict[str, Tally], dry_run: bool) -> bool:
-    """Whether anything went that counts towards the quota."""
-    counted = False
+def _expire(maildir: int, settings: Expire, spam: str, now: float, deleted: dict[str, Tally], dry_run: bool) -> None:
     folders = [("", "read", settings.read), ("", "unread", settings.unread), (".Sent", "sent", settings.sent)]
     folders.append((".Trash", "trash", settings.trash))
     if not is_inbox(spam):
         folders.append((f".{spam}", "spam", settings.spam))
-    for folder, kind, span in folders:
-        if not span:
+    counted = False  # whether anything went that counts towards the quota
+    try:
+        for folder, kind, span in folders:
+            for size in _old(maildir, folder, kind, now - span, dry_run) if span else ():
+                before = deleted.get(kind, Tally())
+                deleted[kind] = Tally(before.messages + 1, before.size + size)
+                counted = counted or quota.counts(folder[1:])
+    finally:  # also where a folder then cannot be read, or not be written to
+        if counted and not dry_run:
+            quota.recount(maildir)
+
+
+def _old(maildir: int, folder: str, kind: str, before: float, dry_run: bool) -> Iterator[int]:
+    """The sizes of a folder's messages of one kind that are as old as ``before``, each deleted."""
+    for directory, name, state in messages(maildir, folder):
+        if kind in ("read", "unread") and (kind == "read") != is_read(name):
             continue
-        for directory, name, state in messages(maildir, folder):
-            if kind in ("read", "unread") and (kind == "read") != is_read(name):
+        # In these two a message may be much younger than its arrival: moving it changes its ctime alone. Courier's
+        # IMAP_EMPTYTRASH goes by it, too.
+        since = state.st_ctime if kind in ("trash", "spam") else state.st_mtime
+        if since > before:
+            continue
+        if not dry_run:
+            try:
+                os.unlink(name, dir_fd=directory)
+            except FileNotFoundError:  # the owner was faster
                 continue
-            # In these two a message may be much younger than its arrival: moving it changes its ctime alone. Courier's
-            # IMAP_EMPTYTRASH goes by it, too.
-            since = state.st_ctime if kind in ("trash", "spam") else state.st_mtime
-            if since > now - span:
-                continue
-            if not dry_run:
-                try:
-                    os.unlink(name, dir_fd=directory)
-                except FileNotFoundError:  # the owner was faster
-                    continue
-            before = deleted.get(kind, Tally())
-            deleted[kind] = Tally(before.messages + 1, before.size + state.st_size)
-            counted = counted or quota.counts(folder[1:])
-    return counted
+        yield state.st_size

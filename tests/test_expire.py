@@ -119,6 +119,18 @@ def test_the_quota_file_is_right_afterwards(mailbox: Mailbox) -> None:
     assert quota.stat().st_uid == mailbox.maildir.stat().st_uid
 
 
+def test_the_quota_file_is_right_where_a_folder_cannot_be_written(mailbox: Mailbox) -> None:
+    """What went before the failure counts no more."""
+    mailbox.message("cur", 40, ":2,S", 1000)
+    mailbox.message(".Sent/cur", 40, ":2,S", 300)
+    (mailbox.maildir / "maildirsize").write_text("1000000S\n        1300            2\n")
+    (mailbox.maildir / ".Sent" / "cur").chmod(0o500)
+    result = mailbox.expire(only(read=30 * DAY, sent=30 * DAY))
+    (mailbox.maildir / ".Sent" / "cur").chmod(0o700)
+    assert (result.why, result.deleted) == ("Permission denied", {"read": work.Tally(1, 1000)})
+    assert (mailbox.maildir / "maildirsize").read_text().split() == ["1000000S", "300", "1"]
+
+
 def test_dry_run_counts_and_deletes_nothing(mailbox: Mailbox) -> None:
     old = mailbox.message("cur", 40, ":2,S")
     result = mailbox.expire(only(read=30 * DAY), dry_run=True)
