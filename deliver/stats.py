@@ -106,8 +106,8 @@ class Stats:
                 self._take(record)
 
     def _take(self, record: dict[str, Any]) -> None:
-        when = float(record["time"])
-        if not math.isfinite(when) or not 0 <= when < 2**40:
+        when = record["time"]
+        if not 0 <= when < 2**35:  # NaN is neither; beyond it no calendar goes
             self.unreadable += 1
             return
         if "actions" not in record:
@@ -115,7 +115,7 @@ class Stats:
                 self.warnings += 1
                 self.failures.add(str(record.get("detail", "")).partition("\n")[0])
             return
-        self.first, self.last = min(self.first, when), max(self.last, when)
+        self.first, self.last = min(self.first, float(when)), max(self.last, float(when))
         self.messages += 1
         self.bytes += _number(record.get("size"))
         self.recipients.add(str(record.get("recipient", "")))
@@ -149,8 +149,9 @@ class Stats:
         scanner = self.scanners.setdefault(name, Scanner())
         finding = str(verdict.get("finding"))
         scanner.findings[finding[:_LONGEST_NAME]] += 1
-        if isinstance(verdict.get("ms"), int | float):
-            scanner.times.add(verdict["ms"])
+        took = verdict.get("ms")
+        if isinstance(took, int | float) and took >= 0:
+            scanner.times.add(took)
         if finding == "virus":
             for virus in _list(verdict.get("names")):
                 self.names_of_viruses.add(str(virus))

@@ -119,6 +119,8 @@ def test_the_scanners_times_come_from_their_verdicts() -> None:
         '{"time": 1',
         '{"time": "yesterday"}',
         '{"time": 1e99, "actions": []}',
+        f'{{"time": 1{"0" * 400}, "actions": []}}',
+        '{"time": 5, "actions": 7, "verdicts": [{"ms": NaN}]}',
         "no json",
         '{"other": 1}',
         "[1, 2]",
