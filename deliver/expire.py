@@ -10,12 +10,12 @@ from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 from deliver import quota
-from deliver.config import personal
 from deliver.errors import DeliverError
 from deliver.qmailfile import open_directory
 from deliver.rules.model import is_inbox
 from deliver.settings import Config, Expire
 from deliver.tree import as_owner, is_read, messages
+from deliver.whose import layered
 
 CLASSES = ("read", "unread", "sent", "trash", "spam")
 
@@ -42,32 +42,22 @@ def expire(top: int, path: str, shown: str, config: Config, now: float, *, dry_r
     ``shown`` is its absolute path, for [expire] except; ``now`` in seconds since the epoch. Never raises OSError.
     """
     settings = config.expire or Expire()
-    home = os.path.dirname(shown)
     deleted: dict[str, Tally] = {}
-    if any(fnmatchcase(home, pattern) for pattern in settings.apart):
+    if any(fnmatchcase(os.path.dirname(shown), pattern) for pattern in settings.apart):
         return Result(shown, deleted, spared=True)
     maildir = -1
     try:
         maildir = open_directory(path, top)
         state = os.fstat(maildir)
         with as_owner(state):
-            spam = _spam_folder(config, home, state.st_uid)
-            _expire(maildir, settings, spam, now, deleted, dry_run)
+            spam = layered(shown, config, state.st_uid).spam or config.spam
+            _expire(maildir, settings, spam.folder, now, deleted, dry_run)
     except (OSError, DeliverError) as error:
         return Result(shown, deleted, getattr(error, "strerror", "") or str(error))
     finally:
         if maildir >= 0:
             os.close(maildir)
     return Result(shown, deleted)
-
-
-def _spam_folder(config: Config, home: str, uid: int) -> str:
-    """The owner's own name for it counts where the site lets owners choose."""
-    if config.user_rules and "spam.folder" in config.user.may_set:
-        own = personal(os.path.join(home, config.user_rules), config, uid)
-        if own.spam:
-            return own.spam.folder
-    return config.spam.folder
 
 
 def _expire(maildir: int, settings: Expire, spam: str, now: float, deleted: dict[str, Tally], dry_run: bool) -> None:

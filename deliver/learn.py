@@ -8,7 +8,6 @@ Only what has changed since the last time is looked at: moving or marking a mess
 """
 
 import os
-import pwd
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -16,9 +15,7 @@ from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 from deliver import wiring
-from deliver.config import personal
 from deliver.errors import Deferred, DeliverError
-from deliver.layers import layers, together
 from deliver.learned import Learned
 from deliver.message import Message, Source, read_framing
 from deliver.qmailfile import open_directory
@@ -26,6 +23,7 @@ from deliver.rules.model import is_inbox
 from deliver.settings import Config, Personal
 from deliver.tree import as_owner, is_read, messages
 from deliver.values import INBOX, Content, Verb
+from deliver.whose import layered, whose
 
 KINDS = ("spam", "ham")
 
@@ -34,7 +32,6 @@ _NANO = 1_000_000_000
 _SPAM_FOLDER = re.compile(r"(?i)(?:spam|junk(?:[ -]?e?-?mail)?)(?:\..*)?")
 """What mail programs make on their own, beside the configured one."""
 _SPEAKS_OF_SPAM = re.compile(r"(?i)spam|junk")
-_VPOPMAIL = re.compile(r".*/domains/(?:[0-9A-Za-z]/)?(?P<domain>[^/]+\.[^/]+)/(?:[0-9A-Za-z]/)?(?P<user>[^/]+)/Maildir")
 
 Teach = Callable[[Content, str, bool], bool]
 """Tells spamd of a message, for a recipient, that it is spam or not; whether it learned anything. Raises Deferred."""
@@ -93,8 +90,7 @@ def learn(
             if not address and config.spamd and "{recipient}" in config.spamd.user:
                 words = "whose mailbox is it? [users] maildir does not say, and spamd has Bayes data for each user"
                 return Result(shown, {}, why=words)
-            own = together(config, layers(config, address, shown, personal, state.st_uid))
-            stance = _stance(config, own)
+            stance = _stance(config, layered(shown, config, state.st_uid))
             if memory.upto > now * _NANO:  # a clock was wrong
                 memory.upto = 0
             upto = int((now - config.learn.after) * _NANO)
@@ -106,37 +102,6 @@ def learn(
     finally:
         if maildir >= 0:
             os.close(maildir)
-
-
-def whose(maildir: str, config: Config, uid: int) -> str:
-    """The address, or the name, whose Maildir it is; "" where nobody knows.
-
-    By the template of [users], by vpopmail's own way to lay out directories, or by its owner's entry in passwd(5).
-    """
-    template = config.users.maildir if config.users else ""
-    for pattern in filter(None, (_pattern(template), _VPOPMAIL)):
-        if found := pattern.fullmatch(maildir):
-            parts = found.groupdict()
-            return "@".join(filter(None, (parts.get("user"), parts.get("domain"))))
-    try:
-        entry = pwd.getpwuid(uid)
-    except KeyError:
-        return ""
-    return entry.pw_name if os.path.realpath(entry.pw_dir) == os.path.dirname(maildir) else ""
-
-
-def _pattern(template: str) -> re.Pattern[str] | None:
-    """What matches the paths that a template makes."""
-    parts = {"user": "(?P<user>[^/]+)", "domain": "(?P<domain>[^/]+)"}
-    words = ""
-    for piece in re.split(r"(\{(?:user|domain|recipient)\})", template):
-        if piece == "{recipient}":
-            words += parts.pop("user", "(?P=user)") + "@" + parts.pop("domain", "(?P=domain)")
-        elif piece[:1] == "{" and piece[1:-1] in ("user", "domain"):
-            words += parts.pop(piece[1:-1], f"(?P={piece[1:-1]})")
-        else:
-            words += re.escape(piece)
-    return re.compile(words) if template else None
 
 
 def _stance(config: Config, own: Personal) -> Callable[[str], str]:

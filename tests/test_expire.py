@@ -12,7 +12,7 @@ from main_job import own
 from deliver import expire as work
 from deliver.commands import cli
 from deliver.qmailfile import open_directory
-from deliver.settings import Config, Expire
+from deliver.settings import Config, Expire, Users
 
 DAY = 86400
 NOW = 1_800_000_000.0
@@ -92,6 +92,24 @@ def test_by_the_day_it_came_into_the_folder(mailbox: Mailbox, kind: str, folder:
     assert mailbox.expire(only(**{kind: 14 * DAY}), real + 13 * DAY).deleted == {}
     assert mailbox.expire(only(**{kind: 14 * DAY}), real + 15 * DAY).deleted == {kind: work.Tally(1, 100)}
     assert not message.exists()
+
+
+def test_the_domains_own_spam_folder(mailbox: Mailbox) -> None:
+    """What deliveries go by, this goes by as well."""
+    domain = mailbox.top.name  # the tree is /tmp/DOMAIN/USER/Maildir
+    users = Users(maildir=f"{mailbox.top.parent}/{{domain}}/{{user}}/Maildir")
+    config = Config(expire=only(spam=14 * DAY), domain_rules=f"{mailbox.top}/{{domain}}.toml", users=users)
+    (mailbox.top / f"{domain}.toml").write_text('[spam]\nfolder = "Other"\n')
+    mailbox.message(".Other/cur", 99)
+    mailbox.message(".Spam/cur", 99)
+    own(mailbox.top)
+    top = open_directory(str(mailbox.top))
+    try:
+        found = work.expire(top, "you/Maildir", str(mailbox.maildir), config, time.time() + 99 * DAY)
+    finally:
+        os.close(top)
+    assert (found.why, found.deleted) == ("", {"spam": work.Tally(1, 100)})
+    assert not list((mailbox.maildir / ".Other" / "cur").iterdir())
 
 
 def test_zero_is_for_ever(mailbox: Mailbox) -> None:

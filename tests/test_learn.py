@@ -19,10 +19,10 @@ from deliver import learn as work
 from deliver import wiring
 from deliver.commands import cli
 from deliver.errors import Deferred
-from deliver.learn import whose
 from deliver.qmailfile import open_directory
 from deliver.settings import Config
 from deliver.values import Content
+from deliver.whose import whose
 from quarantine.commands import cli as quarantine_cli
 from quarantine.files import Files
 
