@@ -145,9 +145,7 @@ def distrust(state: os.stat_result, uid: int) -> str:
     return ""
 
 
-def parse_personal(
-    text: bytes, source: str, config: Config, domain: bool = False
-) -> tuple[Personal, list[Problem]]:
+def parse_personal(text: bytes, source: str, config: Config, domain: bool = False) -> tuple[Personal, list[Problem]]:
     """What a user's file says, or a domain's, which may set all of SETTABLE; and all its problems.
 
     An empty file is fine. ``config`` has what holds without the file.
@@ -156,9 +154,7 @@ def parse_personal(
     if document is None:
         return Personal(), problems
     programs = [name for name in config.user.may_run if name in config.programs]
-    rules, wrong = rule_files.load(
-        document.get("rule", []), source, user=True, programs=programs, lists=config.lists
-    )
+    rules, wrong = rule_files.load(document.get("rule", []), source, user=True, programs=programs, lists=config.lists)
     problems += wrong
     own: dict[str, Any] = {}
     for name, table in document.items():
@@ -175,8 +171,7 @@ def parse_personal(
         allowed = [key for key in SETTABLE[name] if domain or f"{name}.{key}" in config.user.may_set]
         refused = [key for key in table if key in names(kind) and key not in allowed]
         problems += [
-            Problem((name, key), "only the site sets this" + ("" if domain else " ([user] may-set)"))
-            for key in refused
+            Problem((name, key), "only the site sets this" + ("" if domain else " ([user] may-set)")) for key in refused
         ]
         mine = {key: value for key, value in table.items() if key not in refused}
         own[name] = msgspec.structs.replace(known, **convert(kind, mine, (name,), problems))

@@ -13,6 +13,7 @@ import re
 import socket
 import stat
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
@@ -23,7 +24,7 @@ from deliver.errors import DeliverError
 from deliver.qmailfile import Kind
 from deliver.scan import Scanner
 from deliver.scanners.clamd import Clamd
-from deliver.settings import Config
+from deliver.settings import Config, SpamScanner, one_by_one
 from deliver.units import counted
 from deliver.values import Envelope, Finding, Verdict
 
@@ -40,7 +41,6 @@ LOW_MEGABYTES, LOW_FILES = 100, 1000
 """Room in the quarantine's file system below which somebody should know."""
 
 _WAIT = 5.0  # seconds for a door to open
-_ENVELOPE = Envelope("sender@example.org", "you@example.org", "/nonexistent/Maildir")
 
 _SLOW_ADVICE = (
     "mostly network tests that wait for answers which never come: a slow or missing resolver (run one on this host; "
@@ -126,74 +126,95 @@ def the_configuration(case: Case) -> Iterator[Said]:
         yield Said("ok", case.path)
 
 
-def _scanner(case: Case, name: str) -> Scanner | None:
-    return next((one for one in wiring.scanners(case.settings) if one.name == name), None)
+class Member(NamedTuple):
+    """One scanner, or one of a pool: ``where`` stands before what is said of it, "" for the only one."""
+
+    where: str
+    address: str
+    scanner: Scanner
+
+
+def _members(case: Case, name: str) -> list[Member]:
+    """The scanner of this name; of a pool each member by itself, since deliveries pass over a dead one in silence."""
+    found = [(address, alone) for one, address, alone in one_by_one(case.settings) if one == name]
+    scanners = [next(one for one in wiring.scanners(alone) if one.name == name) for _, alone in found]
+    return [
+        Member(f"{address}: " if len(found) > 1 else "", address, scanner)
+        for (address, _), scanner in zip(found, scanners, strict=True)
+    ]
 
 
 def _ask(scanner: Scanner, text: bytes) -> Verdict:
-    begun = time.monotonic()
-    verdict = asyncio.run(scanner.scan(InMemory(text), _ENVELOPE))
-    return verdict._replace(seconds=time.monotonic() - begun)
+    with tempfile.TemporaryDirectory(prefix="deliver-doctor-") as maildir:
+        os.mkdir(os.path.join(maildir, "tmp"))  # where a program finds its file
+        begun = time.monotonic()
+        envelope = Envelope("sender@example.org", "you@example.org", maildir)
+        verdict = asyncio.run(scanner.scan(InMemory(text), envelope))
+        return verdict._replace(seconds=time.monotonic() - begun)
 
 
 def the_clamd(case: Case) -> Iterator[Said]:
     """There, and with which signatures."""
-    scanner = _scanner(case, "clamd")
-    if not isinstance(scanner, Clamd):
-        yield Said("ok", "not configured: nothing is scanned for viruses")
-        return
+    members = _members(case, "clamd")
+    if not members:
+        yield Said("ok", "not configured: nothing is scanned for viruses by it")
+    for where, address, scanner in members:
+        if isinstance(scanner, Clamd):
+            yield _signatures(case, where, address, scanner)
+
+
+def _signatures(case: Case, where: str, address: str, scanner: Clamd) -> Said:
     try:
         version = asyncio.run(scanner.version())
     except Exception as error:
-        where = ", ".join(case.settings.clamd.address) if case.settings.clamd else ""
-        advice = f"is clamd running, does it listen at {where}, and may everybody connect (LocalSocketMode 666)?"
-        yield Said("problem", str(error), advice)
-        return
+        advice = f"is clamd running, does it listen at {address}, and may everybody connect (LocalSocketMode 666)?"
+        return Said("problem", f"{where}{error}", advice)
     found = re.search(r"/(\d+)/\w{3} (\w{3}) +(\d+) ([\d:]{8}) (\d{4})", version)
     if not found:
-        yield Said("warning", f"{version}: does not say how old its signatures are", "has freshclam ever run?")
-        return
+        return Said("warning", f"{where}{version}: does not say how old its signatures are", "has freshclam ever run?")
     made = dt.datetime.strptime(f"{found[2]} {found[3]} {found[4]} {found[5]} +0000", "%b %d %H:%M:%S %Y %z")
     days = (case.now - made.timestamp()) / 86400
-    words = f"{version.partition('/')[0]}, signatures {found[1]}, {max(days, 0):.0f} days old"
-    yield Said("warning", words, "is freshclam running? see its log") if days > OLD_SIGNATURES else Said("ok", words)
+    words = f"{where}{version.partition('/')[0]}, signatures {found[1]}, {max(days, 0):.0f} days old"
+    return Said("warning", words, "is freshclam running? see its log") if days > OLD_SIGNATURES else Said("ok", words)
 
 
 def eicar(case: Case) -> Iterator[Said]:
     """The test virus must be found; and clamd must take what we send."""
-    scanner = _scanner(case, "clamd")
-    if scanner is None:
-        return
-    verdict = _ask(scanner, case.samples["virus"])
+    for where, _, scanner in _members(case, "clamd"):
+        said = _virus_seen(where, _ask(scanner, case.samples["virus"]))
+        yield said
+        if said.level == "ok" and _ask(scanner, b"\n" * scanner.max_size).finding is Finding.SKIPPED:
+            words = f"{where}clamd takes less than [clamd] max-size, {scanner.max_size} bytes"
+            yield Said("warning", words, "raise its StreamMaxLength")
+
+
+def _virus_seen(where: str, verdict: Verdict) -> Said:
     if verdict.finding is Finding.VIRUS:
-        yield Said("ok", f"EICAR seen as {verdict.names[0]} in {verdict.seconds:.2f} s")
-    else:
-        words = f"EICAR was not seen: {verdict.finding.value} {verdict.reason}".rstrip()
-        yield Said("problem", words, verdict.detail or "are clamd's signatures loaded? see its log")
-        return
-    largest = _ask(scanner, b"\n" * scanner.max_size)
-    if largest.finding is Finding.SKIPPED:
-        size = scanner.max_size
-        yield Said("warning", f"clamd takes less than [clamd] max-size, {size} bytes", "raise its StreamMaxLength")
+        return Said("ok", f"{where}EICAR seen as {', '.join(verdict.names)} in {verdict.seconds:.2f} s")
+    words = f"{where}EICAR was not seen: {verdict.finding.value} {verdict.reason}".rstrip()
+    return Said("problem", words, verdict.detail or "are its signatures loaded? see its log")
 
 
 def the_spamd(case: Case) -> Iterator[Said]:
     """There, which version, and how fast."""
-    scanner = _scanner(case, "spamd")
-    if scanner is None:
-        yield Said("ok", "not configured: nothing is scanned for spam")
-        return
-    verdict = _ask(scanner, case.samples["ham"])
-    if verdict.finding is Finding.FAILED:
-        where = ", ".join(case.settings.spamd.address) if case.settings.spamd else ""
-        yield Said("problem", verdict.reason, f"{verdict.detail}; is spamd running, and does it listen at {where}?")
-        return
-    found = re.search(rb"X-Spam-Checker-Version: (SpamAssassin \S+)", verdict.headers)
-    words = f"{found[1].decode('ascii', 'replace') if found else 'spamd'}, a short message in {verdict.seconds:.2f} s"
-    yield Said("warning", f"{words}: slow", _SLOW_ADVICE) if verdict.seconds > SLOW else Said("ok", words)
-    if verdict.finding is Finding.SPAM:
-        yield Said("warning", "the sample of good mail is spam to it", "see its rules: `deliver sample ham | spamc -R`")
-    yield from _age_of_rules(case)
+    members = _members(case, "spamd")
+    if not members:
+        yield Said("ok", "not configured: nothing is scanned for spam by it")
+    for where, address, scanner in members:
+        verdict = _ask(scanner, case.samples["ham"])
+        if verdict.finding is Finding.FAILED:
+            advice = f"{verdict.detail}; is spamd running, and does it listen at {address}?"
+            yield Said("problem", f"{where}{verdict.reason}", advice)
+            continue
+        found = re.search(rb"X-Spam-Checker-Version: (SpamAssassin \S+)", verdict.headers)
+        version = found[1].decode("ascii", "replace") if found else "spamd"
+        words = f"{where}{version}, a short message in {verdict.seconds:.2f} s"
+        yield Said("warning", f"{words}: slow", _SLOW_ADVICE) if verdict.seconds > SLOW else Said("ok", words)
+        if verdict.finding is Finding.SPAM:
+            words = f"{where}the sample of good mail is spam to it"
+            yield Said("warning", words, "see its rules: `deliver sample ham | spamc -R`")
+    if members:
+        yield from _age_of_rules(case)
 
 
 def _age_of_rules(case: Case) -> Iterator[Said]:
@@ -208,14 +229,29 @@ def _age_of_rules(case: Case) -> Iterator[Said]:
 
 def gtube(case: Case) -> Iterator[Said]:
     """The test spam must be seen."""
-    scanner = _scanner(case, "spamd")
-    if scanner is None:
-        return
-    verdict = _ask(scanner, case.samples["spam"])
+    for where, _, scanner in _members(case, "spamd"):
+        verdict = _ask(scanner, case.samples["spam"])
+        if verdict.finding is not Finding.FAILED:  # the check before has said that
+            yield _spam_seen(where, verdict)
+
+
+def _spam_seen(where: str, verdict: Verdict) -> Said:
     if verdict.finding is Finding.SPAM:
-        yield Said("ok", f"GTUBE seen, {verdict.score} points in {verdict.seconds:.2f} s")
-    elif verdict.finding is not Finding.FAILED:
-        yield Said("problem", f"GTUBE was not seen: {verdict.score} points", "spamd runs without its rules: sa-update")
+        return Said("ok", f"{where}GTUBE seen, {verdict.score} points in {verdict.seconds:.2f} s")
+    if verdict.score is not None:
+        words = f"{where}GTUBE was not seen: {verdict.score} points"
+        return Said("problem", words, "it runs without its rules: sa-update for spamd; for rspamd `gtube_patterns`")
+    return Said(
+        "problem", f"{where}GTUBE was not seen: {verdict.finding.value} {verdict.reason}".rstrip(), verdict.detail
+    )
+
+
+def the_others(case: Case) -> Iterator[Said]:
+    """Every [[scanner]]: each must find what it is there for."""
+    for one in case.settings.scanners:
+        kind, seen = ("spam", _spam_seen) if isinstance(one, SpamScanner) else ("virus", _virus_seen)
+        for where, _, scanner in _members(case, one.name):
+            yield seen(f"{one.name}: {where}", _ask(scanner, case.samples[kind]))
 
 
 def the_service(case: Case) -> Iterator[Said]:
@@ -285,16 +321,20 @@ def the_quarantine(case: Case) -> Iterator[Said]:
     except OSError as error:
         yield Said("problem", f"{directory}: {error.strerror}")
         return
+    yield room(directory) or closed(directory, state) or Said("ok", directory)
+
+
+def room(directory: str) -> Said | None:
+    """What is wrong with the file system in which mail is held."""
     free = os.statvfs(directory)
     if free.f_flag & os.ST_RDONLY:
-        yield Said("problem", f"{directory}: the file system is read-only, so such mail waits", "mount it for writing")
-        return
+        words = f"{directory}: the file system is read-only, so such mail waits"
+        return Said("problem", words, "mount it for writing")
     megabytes, files = free.f_bavail * free.f_frsize // 1_000_000, free.f_favail if free.f_files else LOW_FILES
     if megabytes < LOW_MEGABYTES or files < LOW_FILES:
         words = f"{directory}: room for {megabytes} MB and {files} files is left; once it is full, such mail waits"
-        yield Said("problem", words, "make room, or run `quarantine expire` from cron")
-    else:
-        yield closed(directory, state) or Said("ok", directory)
+        return Said("problem", words, "make room, or run `quarantine expire` from cron")
+    return None
 
 
 def closed(path: str, state: os.stat_result) -> Said | None:
@@ -352,23 +392,50 @@ def the_mail_server(case: Case) -> Iterator[Said]:
 
 def _postfix(case: Case) -> Iterator[Said]:
     with open(os.path.join(case.root, "etc/postfix/main.cf"), encoding="utf-8", errors="replace") as file:
-        main = file.read()
+        main: dict[str, str] = dict(re.findall(r"(?m)^([a-z0-9_-]+)[ \t]*=[ \t]*(.*?)[ \t]*$", _logical(file.read())))
+    limit = main.get("command_time_limit", "1000s")
+    if command := main.get("mailbox_command", ""):
+        called = os.path.basename(command.split()[0])
+        if called == "deliver":
+            yield _time_left(case, "mailbox_command", "command_time_limit", limit) or Said(
+                "ok", "Postfix: mailbox_command"
+            )
+        elif called in ("maildrop", "procmail"):
+            yield Said(
+                "warning", f"Postfix calls {called}: mailbox_command", f"main.cf: mailbox_command = {case.command}"
+            )
     with open(os.path.join(case.root, "etc/postfix/master.cf"), encoding="utf-8", errors="replace") as file:
-        services = re.sub(r"\n[ \t]+", " ", re.sub(r"(?m)^[ \t]*#.*\n?", "", file.read())).splitlines()
+        services = _logical(file.read()).splitlines()
     for line in services:
         words = line.split()
         found = re.search(r"\bargv=(\S*/)?deliver(\s|$)", line)
         if not words or not found or "dovecot" in (found[1] or ""):
             continue
         name = words[0]
-        if not re.search(rf"(?m)^{re.escape(name)}_destination_recipient_limit\s*=\s*1\s*$", main):
+        own = f"{name}_time_limit"
+        if main.get(f"{name}_destination_recipient_limit") != "1":
             advice = f"main.cf: {name}_destination_recipient_limit = 1"
             yield Said("problem", f"Postfix may call {name} once for many recipients, and that is refused", advice)
         elif "{recipient}" not in line or "{sender}" not in line:
             advice = "--sender ${sender} --recipient ${recipient}"
             yield Said("problem", f"master.cf: {name} does not say sender and recipient", advice)
         else:
-            yield Said("ok", f"Postfix: {name}")
+            yield _time_left(case, name, own, main.get(own, limit)) or Said("ok", f"Postfix: {name}")
+
+
+def _logical(text: str) -> str:
+    """One line each (postconf(5)): comments go, and a line that begins with a blank continues the one before it."""
+    return re.sub(r"\n[ \t]+", " ", re.sub(r"(?m)^[ \t]*#.*\n?", "", text))
+
+
+def _time_left(case: Case, name: str, key: str, limit: str) -> Said | None:
+    """Postfix kills a command that takes longer, and gives the message back: we must have answered before."""
+    found = re.fullmatch(r"([0-9]+)([smhdw]?)", limit)
+    seconds = int(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}[found[2]] if found else 0
+    if not found or seconds > case.settings.deadline:
+        return None
+    words = f"Postfix kills {name} after {limit} and returns its message; our deadline is {case.settings.deadline:g} s"
+    return Said("problem", words, f"main.cf: {key} = {case.settings.deadline * 2:.0f}s, or a shorter `deadline`")
 
 
 def delivering_lines(path: str, lines: tuple[qmailfile.Line, ...], instead: str) -> Iterator[Said]:
@@ -397,6 +464,7 @@ CHECKS: tuple[tuple[str, Callable[[Case], Iterator[Said]]], ...] = (
     ("EICAR", eicar),
     ("spamd", the_spamd),
     ("GTUBE", gtube),
+    ("scanner", the_others),
     ("service", the_service),
     ("quarantine", the_quarantine),
     ("attachments", the_attachments),

@@ -11,10 +11,11 @@ from typing import NamedTuple
 
 from deliver import adopt, qmailfile, quota, subscriptions, tickbox, tree
 from deliver import config as configuration
-from deliver.doctor import Case, Said, closed, delivering_lines
+from deliver.doctor import Case, Said, closed, delivering_lines, room
 from deliver.errors import DeliverError
 from deliver.qmailfile import Kind
 from deliver.rules.model import is_inbox
+from deliver.whose import layered
 
 
 class Place(NamedTuple):
@@ -43,7 +44,8 @@ def mailbox_quota(_case: Case, place: Place) -> Iterator[Said]:
 
 def mailbox_folders(case: Case, place: Place) -> Iterator[Said]:
     """One spam folder, and one that mail programs show."""
-    folder = case.settings.spam.folder
+    own = layered(place.maildir, case.settings, place.state.st_uid)
+    folder = (own.spam or case.settings.spam).folder
     there = [name for name in ("Spam", "Junk") if _is_directory(place.fd, f".{name}")]
     if len(there) > 1:
         advice = f"spam goes to {folder}: move the other's mail there, and tell the mail program"
@@ -74,7 +76,7 @@ def _lines(directory: int, name: str) -> set[str] | None:
 
 
 def mailbox_permissions(case: Case, place: Place) -> Iterator[Said]:
-    """Who may read the mail, write the rules, and reach what is held."""
+    """Who may read the mail, and write the rules."""
     mode = place.state.st_mode
     if mode & 0o022:
         yield Said("problem", f"{place.maildir} can be written by others", f"chmod go-w {place.maildir}")
@@ -82,23 +84,40 @@ def mailbox_permissions(case: Case, place: Place) -> Iterator[Said]:
         yield Said("warning", f"{place.maildir} can be entered by everybody", f"chmod o= {place.maildir}")
     if mode & 0o700 != 0o700:
         yield Said("problem", f"{place.maildir} cannot be used by its owner", f"chmod u+rwx {place.maildir}")
-    directory = case.settings.quarantine.directory
-    if directory.startswith("{maildir}/"):
-        path = directory.removeprefix("{maildir}/")
-        with contextlib.suppress(OSError):
-            state = os.stat(path, dir_fd=place.fd, follow_symlinks=False)
-            full = f"{place.maildir}/{path}"
-            if state.st_uid != place.state.st_uid:
-                owner = f"chown -R --reference={place.maildir} {full}"
-                yield Said("problem", f"{full} does not belong to the Maildir's owner", owner)
-            elif wrong := closed(full, state):
-                yield wrong
     if case.settings.user_rules:
         path = os.path.join(place.home, case.settings.user_rules)
         with contextlib.suppress(DeliverError):
             error = configuration.personal(path, case.settings, place.state.st_uid).error
             if error:
                 yield Said("warning", f"{path}: {error}", f"deliver check --user {path}")
+
+
+def mailbox_quarantine(case: Case, place: Place) -> Iterator[Said]:
+    """Whether what is to be held can be, and nobody else reads it. The site's is the same for all of an owner's."""
+    directory = case.settings.quarantine.directory
+    if not directory.startswith("{maildir}/"):
+        if os.path.isdir(directory) and not os.access(directory, os.W_OK | os.X_OK, effective_ids=True):
+            words = f"{directory} cannot be written by uid {os.geteuid()}: mail that is to be held waits"
+            yield Said("problem", words, f"chown {os.geteuid()} {directory}; or one for each mailbox: see [quarantine]")
+        return
+    path = directory.removeprefix("{maildir}/")
+    full = f"{place.maildir}/{path}"
+    with contextlib.suppress(OSError):
+        state = os.stat(path, dir_fd=place.fd, follow_symlinks=False)
+        if state.st_uid != place.state.st_uid:
+            advice = f"chown -R --reference={place.maildir} {full}"
+            yield Said("problem", f"{full} does not belong to the Maildir's owner", advice)
+        elif wrong := closed(full, state):
+            yield wrong
+    if wrong := room(_mount(place.maildir)):
+        yield wrong
+
+
+def _mount(path: str) -> str:
+    """The file system that it lies in, which is said once for all mailboxes there."""
+    while not os.path.ismount(path):
+        path = os.path.dirname(path)
+    return path
 
 
 def mailbox_qmail(case: Case, place: Place) -> Iterator[Said]:
@@ -155,6 +174,7 @@ CHECKS: tuple[tuple[str, Callable[[Case, Place], Iterator[Said]]], ...] = (
     ("quota", mailbox_quota),
     ("folders", mailbox_folders),
     ("permissions", mailbox_permissions),
+    ("quarantine", mailbox_quarantine),
     (".qmail", mailbox_qmail),
     ("log", mailbox_log),
 )

@@ -13,7 +13,7 @@ _REQUIRED = re.compile(rb"(?i)\brequired=\S+")
 LONGEST_VALUE = 900
 """Characters of an ASCII value: a line has at most 998 (RFC 5322 section 2.1.1)."""
 
-_UNQUOTED = re.compile(r'[^ !#-\[\]-~]+')
+_UNQUOTED = re.compile(r"[^ !#-\[\]-~]+")
 _DOMAIN = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,252})")
 _LONGEST_WHY = 200  # characters
 _NO_BRACKETS = str.maketrans("()", "[]")

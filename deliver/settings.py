@@ -1,6 +1,7 @@
 """The settings: one class for each table of a configuration, one field for each key, spelled with hyphens in TOML."""
 
 import os
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
@@ -386,3 +387,15 @@ def settings_of(config: Config, scanner: str) -> VirusScanner | SpamScanner | No
     """The settings of the scanner of this name; None for a name that is none, such as a trusted header's."""
     named = {"clamd": config.clamd, "spamd": config.spamd, **{one.name: one for one in config.scanners}}
     return named.get(scanner)
+
+
+def one_by_one(config: Config) -> Iterator[tuple[str, str, Config]]:
+    """Each scanner, and of a pool each member: name, address ("" for a program), and the settings with it alone."""
+    named: list[tuple[str, str, Any]] = [("clamd", "clamd", config.clamd), ("spamd", "spamd", config.spamd)]
+    named += [(one.name, "scanners", one) for one in config.scanners]
+    nobody = msgspec.structs.replace(config, clamd=None, spamd=None, scanners=())
+    for name, key, one in named:
+        for address in getattr(one, "address", ("",)) if one else ():
+            alone = msgspec.structs.replace(one, address=(address,)) if address else one
+            changed = {key: (alone,) if key == "scanners" else alone}
+            yield name, address, msgspec.structs.replace(nobody, **changed)

@@ -63,6 +63,48 @@ def test_scanners_that_are_not_there(tmp_path: Path) -> None:
     assert "is spamd running" in words(list(doctor.the_spamd(one)))
 
 
+def test_each_member_of_a_pool(tmp_path: Path, clamd_server: servers.Server, spamd_server: servers.Server) -> None:
+    """Deliveries pass over a dead one in silence: only here is it seen before the last one dies."""
+    dead = f"unix:{tmp_path}/dead"
+    text = f'[clamd]\naddress = ["{clamd_server.address}", "{dead}"]\n'
+    text += f'[spamd]\naddress = ["{dead}", "{spamd_server.address}"]\n'
+    one = case(tmp_path, text)
+    for check, alive, expected in (
+        (doctor.the_clamd, clamd_server, ["warning", "problem"]),  # that one does not say how old its signatures are
+        (doctor.eicar, clamd_server, ["ok", "problem"]),
+        (doctor.the_spamd, spamd_server, ["problem", "ok"]),
+        (doctor.gtube, spamd_server, ["ok"]),
+    ):
+        found = list(check(one))
+        assert levels(found) == expected, (check, found)
+        by_level = {said.level == "problem": said.words for said in found}
+        assert by_level[False].startswith(f"{alive.address}: ")
+        assert by_level.get(True, dead).startswith(dead)
+
+
+def test_every_other_scanner_must_find_its_kind(tmp_path: Path) -> None:
+    """A program that looks for EICAR, one that finds nothing, one that is not there, and an rspamd that is down."""
+
+    def program(name: str, *argv: str) -> str:
+        codes = '{ "0" = "clean", "1" = "virus" }'
+        return f'[[scanner]]\nkind = "command"\nname = "{name}"\ncommand = {json.dumps(argv)}\ncodes = {codes}\n'
+
+    text = program("good", "/bin/sh", "-c", '! grep -q EICAR "$0"', "{file}") + program("blind", "/bin/true", "{file}")
+    text += program("gone", f"{tmp_path}/none", "{file}")
+    text += f'[[scanner]]\nkind = "rspamd"\nname = "r"\naddress = "unix:{tmp_path}/r"\n[spam]\ndelete-above = 15.0\n'
+    found = list(doctor.the_others(case(tmp_path, text)))
+    assert levels(found) == ["ok", "problem", "problem", "problem"]
+    starts = (
+        "good: EICAR seen",
+        "blind: EICAR was not seen: clean",
+        "gone: EICAR was not seen: failed",
+        "r: GTUBE was not",
+    )
+    for said, start in zip(found, starts, strict=True):
+        assert said.words.startswith(start)
+        assert said.level == "ok" or said.advice
+
+
 @pytest.mark.parametrize(("days", "level"), [(0, "ok"), (2, "ok"), (5, "warning")])
 def test_age_of_signatures(tmp_path: Path, days: int, level: str) -> None:
     """The form of VERSION is clamd(8)'s."""
@@ -156,6 +198,46 @@ def test_postfix(tmp_path: Path, limit: str, arguments: str, level: str) -> None
         "dovecot unix - n n - - pipe\n  argv=/usr/lib/dovecot/deliver -d x\n"
     )
     assert levels(list(doctor.the_mail_server(case(tmp_path, 'maildir = "Maildir"\n')))) == [level]
+
+
+@pytest.mark.parametrize(
+    ("main", "level", "says"),
+    [
+        ("mailbox_command = /usr/local/bin/deliver", "ok", "mailbox_command"),
+        ("mailbox_command=/usr/bin/maildrop -d ${USER}", "warning", "maildrop"),
+        ("mailbox_command = /usr/bin/procmail", "warning", "procmail"),
+        ("# mailbox_command = /usr/bin/procmail", "", ""),
+        (
+            "command_time_limit = 300s\nmailbox_command = /usr/local/bin/deliver",
+            "problem",
+            "command_time_limit = 600s",
+        ),
+        ("command_time_limit = 5m\nmailbox_command =\n\t/usr/local/bin/deliver", "problem", "kills"),
+        ("command_time_limit = 10m\nmailbox_command = /usr/local/bin/deliver", "ok", ""),
+    ],
+)
+def test_postfix_local(tmp_path: Path, main: str, level: str, says: str) -> None:
+    """local(8) runs mailbox_command, kills it after command_time_limit, and bounces what it had."""
+    (tmp_path / "etc/postfix").mkdir(parents=True)
+    (tmp_path / "usr/sbin").mkdir(parents=True)
+    (tmp_path / "usr/sbin/sendmail").symlink_to("/bin/true")
+    (tmp_path / "etc/postfix/main.cf").write_text(f"{main}\n")
+    (tmp_path / "etc/postfix/master.cf").write_text("smtp inet n - y - - smtpd\n")
+    found = list(doctor.the_mail_server(case(tmp_path, 'deadline = "5 min"\n')))
+    assert levels(found) == ([level] if level else [])
+    assert says in words(found)
+
+
+def test_a_pipe_has_a_limit_of_its_own(tmp_path: Path) -> None:
+    """pipe(8): transport_time_limit, by default command_time_limit."""
+    (tmp_path / "etc/postfix").mkdir(parents=True)
+    (tmp_path / "etc/postfix/master.cf").write_text(
+        "d unix - n n - - pipe\n  argv=/usr/local/bin/deliver --sender ${sender} --recipient ${recipient}\n"
+    )
+    one = case(tmp_path, 'deadline = "5 min"\n')
+    for main, level in (("command_time_limit = 60s\nd_time_limit = 1h\n", "ok"), ("d_time_limit = 60\n", "problem")):
+        (tmp_path / "etc/postfix/main.cf").write_text(f"d_destination_recipient_limit = 1\n{main}")
+        assert next(doctor.the_mail_server(one)).level == level
 
 
 @pytest.mark.parametrize(
@@ -282,7 +364,7 @@ def test_each_fault_of_a_mailbox(home: Path) -> None:
     maildir.chmod(0o700)
     (maildir / "deliver").mkdir(mode=0o700)
     (maildir / "deliver" / "quarantine").mkdir(mode=0o755)
-    said("permissions", "chmod 700")
+    said("quarantine", "chmod 700")
     (maildir / "deliver" / "quarantine").chmod(0o700)
     (home / "mailfilter.toml").write_text("[[rule]]\nfil = 'A'\n")
     said("permissions", "deliver check --user")
@@ -308,6 +390,36 @@ def test_each_fault_of_a_mailbox(home: Path) -> None:
     qmail.chmod(0o600)
     home.chmod(0o1755)
     said(".qmail", "sticky")
+
+
+def test_the_owners_own_spam_folder(home: Path) -> None:
+    """It is the one that must be subscribed."""
+    folder(home, "Mist")
+    (home / "mailfilter.toml").write_text('[spam]\nfolder = "Mist"\n')
+    text = '[user]\nmay-set = ["spam.folder"]\n'
+    ((name, said),) = examined(home, text)
+    assert (name, "Mist is not subscribed" in said.words) == ("folders", True)
+    (home / "Maildir" / "subscriptions").write_text("V\t2\n\nMist\n")
+    assert list(examined(home, text)) == []
+
+
+def test_a_quarantine_of_the_site_that_the_owner_cannot_write(home: Path) -> None:
+    """Root has made it; mail is delivered as another."""
+    held = home.parent.parent / "held"
+    held.mkdir(mode=0o500)
+    ((name, said),) = examined(home, f'[quarantine]\ndirectory = "{held}"\n')
+    assert (name, said.level, f"by uid {home.stat().st_uid}" in said.words) == ("quarantine", "problem", True)
+    held.chmod(0o700)
+    os.chown(held, home.stat().st_uid, -1)
+    assert list(examined(home, f'[quarantine]\ndirectory = "{held}"\n')) == []
+
+
+def test_mailboxes_on_a_full_disk(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each mailbox's own quarantine is on it; said once for the file system, not for each mailbox."""
+    monkeypatch.setattr(doctor, "LOW_MEGABYTES", 10**12)
+    ((name, said),) = examined(home)
+    mount = next(str(path) for path in home.parents if path.is_mount())
+    assert (name, said.words.startswith(f"{mount}: room for ")) == ("quarantine", True)
 
 
 def test_a_log_that_the_owner_cannot_write(home: Path) -> None:
