@@ -77,7 +77,7 @@ def send(
     One to the same address about the same kind of event, from one mailbox, goes out once in [notices] every.
     """
     about = event(plan, verdicts)
-    if about not in settings.about:
+    if about not in settings.about or _is_notice(message, envelope):
         return []
     said = []
     for whom in dict.fromkeys(settings.to):
@@ -86,6 +86,12 @@ def send(
         except Exception as error:
             said.append(f"not sent to the {whom}: {type(error).__name__}: {error}")
     return said
+
+
+def _is_notice(message: Message, envelope: Envelope) -> bool:
+    """Whether it is a letter of this kind itself: one about one that was held, and so on, would never end."""
+    said = [decode(value).partition(";")[0].strip().lower() for value in message.fields("auto-submitted")]
+    return not envelope.sender and said == ["auto-generated"]
 
 
 def _send(

@@ -96,7 +96,10 @@ def test_a_virus_is_told_to_admin_and_recipient_and_never_to_its_sender(
         assert "a &lt;b&gt;file&lt;/b&gt;" in body(one, "html")
         assert EICAR.decode() not in one.as_string()
     (logged,) = site.home.logged()
-    assert logged["notices"][:2] == ["sent to the admin postmaster@example.org", "sent to the recipient you@example.org"]
+    assert logged["notices"][:2] == [
+        "sent to the admin postmaster@example.org",
+        "sent to the recipient you@example.org",
+    ]
     assert logged["notices"][2].startswith("not sent to the sender friend@example.net: ")
 
 
@@ -238,6 +241,21 @@ def test_senders_who_hear_nothing(reason: str, more: dict[str, Any]) -> None:
     assert notices(reason=reason, **arguments).sent == []
 
 
+def test_no_notice_about_a_notice(scratch: Path) -> None:
+    """A filter that holds them would else get a new one for each, without end where `every` is short."""
+    site = Site(
+        scratch,
+        "[notices]\nto = ['recipient']\nabout = ['rule']\nevery = '0 s'\n[[rule]]\nname = 'all'\nquarantine = true\n",
+    )
+    site.deliver(main_job.message("one", b"text\n"))
+    ((_, notice),) = site.sent().items()
+    assert site.deliver(notice.as_bytes(), sender="").code == 0
+    assert len(site.home.held()) == 2
+    assert len(site.sent()) == 1
+    site.deliver(main_job.message("two", b"text\n"), sender="")  # but about a bounce, which may have a virus
+    assert len(list((scratch / "sent").iterdir())) == 2
+
+
 def test_the_built_in_templates_name_what_there_is() -> None:
     for text in (TEXT, HTML):
         assert placeholders.check(text, NOTICE_WORDS) == text
@@ -248,7 +266,7 @@ def test_the_built_in_templates_name_what_there_is() -> None:
     [
         ("[notices]\nto = ['admin']\n", 1, "address"),
         ("[notices]\nto = ['boss']\n", 2, "admin, recipient, sender"),
-        ("[notices]\nsubject = '{subjekt}'\n", 2, 'did you mean {subject}'),
+        ("[notices]\nsubject = '{subjekt}'\n", 2, "did you mean {subject}"),
         ("[notices]\nfrom = 'x'\n", 2, "postmaster@{domain}"),
         ("[notices]\ntext = 'x'\n", 2, "whole path"),
         ("[notices]\nhtml = '/nonexistent/x'\n", 2, "No such file"),
