@@ -218,7 +218,7 @@ def objection(call: Filtering, home: Home, site: Site) -> str:
     """Why this call of maildrop is not ours to replace; "" if it is."""
     return (
         call.trouble
-        or _of_program(call, site)
+        or _of_program(call, home, site)
         or _of_options(call, site)
         or _of_spamc(call, site)
         or _of_maildir(home, site)
@@ -226,8 +226,11 @@ def objection(call: Filtering, home: Home, site: Site) -> str:
     )
 
 
-def _of_program(call: Filtering, site: Site) -> str:
+def _of_program(call: Filtering, home: Home, site: Site) -> str:
     import shutil
+
+    if call.program.startswith(("~", "$", f"{home.top}/")):
+        return f"{call.program} is a program of the user's own"
 
     found = os.path.realpath(shutil.which(call.program) or call.program)
     if found == os.path.realpath(site.command.split()[0]) or os.path.basename(found) == "deliver":

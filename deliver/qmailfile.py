@@ -7,6 +7,7 @@ rest no more is said than that it is a program.
 
 import contextlib
 import enum
+import errno
 import getopt
 import os
 import re
@@ -122,19 +123,25 @@ def _line(raw: bytes) -> Line:
     return Line(raw, Kind.FORWARD)
 
 
+_CALLED = re.compile(r"(?:^|[\s/;|&(`])maildrop(?=$|[\s;|&)`])")
+_DELIVERS = re.compile(rf"(?:^|[\s/;|&(`])(?:{'|'.join(sorted(_AGENTS))})(?=$|[\s;|&)`])")
+
+
 def _command(text: str) -> tuple[Kind, Filtering | None]:
     pipe = split(text)
     if pipe is None:
         if "maildrop" in text:
             return Kind.MAILDROP, Filtering(trouble="the shell does more here than run one command")
-        return Kind.PROGRAM, None
+        return Kind.AGENT if _DELIVERS.search(text) else Kind.PROGRAM, None
     commands = [_bare(command) for command in pipe]
     names = [os.path.basename(command[0]) for command in commands]
     last = commands[-1]
     if names[-1] == "maildrop":
         return Kind.MAILDROP, _filtering(commands)
-    if any(os.path.basename(word) == "maildrop" for command in commands for word in command):
+    if any(_CALLED.search(word) for command in commands for word in command):
         return Kind.MAILDROP, Filtering(trouble="maildrop is not called directly")
+    if names[-1].startswith("maildrop"):  # maildrop.real, maildrop-wrapper
+        return Kind.MAILDROP, Filtering(trouble=f"what {last[0]} does is not known")
     if names[-1] == "deliver" and not any(other in last[0] for other in _OTHERS):
         return Kind.OURS, None
     if "spamc" in names:
@@ -147,11 +154,11 @@ def _command(text: str) -> tuple[Kind, Filtering | None]:
 
 
 def _bare(command: list[str]) -> list[str]:
-    """The command without preline(1) and exec before it; both change nothing for us."""
+    """The command without preline(1), env(1) and exec before it; they change nothing for us."""
     words = command
     while len(words) > 1:
         name = os.path.basename(words[0])
-        if name == "exec":
+        if name == "exec" or (name == "env" and re.fullmatch(r"[^-=][^=]*", words[1])):
             words = words[1:]
         elif name == "preline":
             rest = words[1:]
@@ -307,6 +314,7 @@ def replace(directory: int, name: str, data: bytes, *, uid: int, gid: int, mode:
             if (made.st_uid, made.st_gid) != (uid, gid):
                 os.fchown(descriptor, uid, gid)
             os.fchmod(descriptor, mode & 0o7777)
+            _copy_attributes(directory, name, descriptor)
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
@@ -315,6 +323,23 @@ def replace(directory: int, name: str, data: bytes, *, uid: int, gid: int, mode:
         sweep(directory, name)
         raise
     os.fsync(directory)
+
+
+def _copy_attributes(directory: int, name: str, to: int) -> None:
+    """What xattr(7) keeps beside owner and mode: access lists (acl(5)) and labels, as far as we may set them."""
+    try:
+        source = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
+    except FileNotFoundError:
+        return
+    try:
+        for attribute in os.listxattr(source):
+            with contextlib.suppress(PermissionError):
+                os.setxattr(to, attribute, os.getxattr(source, attribute))
+    except OSError as error:
+        if error.errno != errno.ENOTSUP:
+            raise
+    finally:
+        os.close(source)
 
 
 def remove(directory: int, name: str) -> None:

@@ -34,9 +34,9 @@ def _walk(directory: int, path: str) -> Iterator[Found]:
         except OSError as error:
             yield Found("failed", path, str(error.strerror))
             return
-        if {"cur", "new", "tmp"} <= {entry.name for entry in entries}:
+        is_maildir = {"cur", "new", "tmp"} <= {entry.name for entry in entries}
+        if is_maildir:  # a home may be one itself, with .qmail files in it
             yield Found("maildir", path.rstrip("/"))
-            return
         for entry in entries:
             below = f"{path}{entry.name}"
             if entry.name.startswith(".qmail"):
@@ -44,7 +44,7 @@ def _walk(directory: int, path: str) -> Iterator[Found]:
                     yield Found("link", below, "is a symbolic link, which is not followed")
                 elif entry.is_file(follow_symlinks=False):
                     yield Found("qmail", below)
-            elif entry.is_dir(follow_symlinks=False):
+            elif entry.is_dir(follow_symlinks=False) and not is_maildir:
                 if entry.name == "Maildir":  # no need to read what may be large
                     yield Found("maildir", below)
                     continue

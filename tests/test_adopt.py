@@ -366,6 +366,19 @@ def test_json_has_every_line(tree: Tree) -> None:
     assert (summary["rewritten"], summary["left"], summary["failed"]) == (3, 1, 0)
 
 
+def test_a_program_of_the_users_own_is_left(tree: Tree) -> None:
+    """Whatever it is called."""
+    for place in (f"{tree.domain}/you/bin", "~/bin", "$HOME/bin"):
+        text = f"|{place}/maildrop /etc/mailfilter\n"
+        qmail = tree.domain / "you" / ".qmail"
+        if qmail.parent.exists():
+            qmail.write_text(text)
+        else:
+            tree.user("you", text)
+        assert "a program of the user's own" in tree.adopt()
+        assert qmail.read_text() == text
+
+
 def test_symbolic_links_are_not_followed(tree: Tree, tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     for part in ("tmp", "new", "cur"):
@@ -422,6 +435,29 @@ def test_what_is_inside_a_maildir_is_no_address(tree: Tree) -> None:
     inside.write_text(f"{TOASTER}\n")
     tree.adopt()
     assert inside.read_text() == f"{TOASTER}\n"
+
+
+def test_a_home_that_is_a_maildir_has_its_own_file(tree: Tree) -> None:
+    qmail = tree.user("you", f"{TOASTER}\n")
+    for part in ("tmp", "new", "cur"):
+        (qmail.parent / part).mkdir()
+    tree.adopt()
+    assert qmail.read_text() == tree.ours
+
+
+def test_names_are_bytes(tree: Tree) -> None:
+    """A report in UTF-8 can be told of any; and the way back finds it."""
+    odd, last = (tree.user(os.fsdecode(name), f"{TOASTER}\n") for name in (b"a\xff\xe9", b"b"))
+    before = tree.state()
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    for options in (["--dry-run", "-v"], ["-v"]):
+        words = tree.words("--backup", str(tree.backup), *options, str(tree.root))
+        done = subprocess.run(words, env=environment, capture_output=True, check=False, timeout=120)
+        assert done.returncode == 0, done.stderr
+        assert rb"example.org/a\udcff\udce9/.qmail:1: maildrop" in done.stdout
+    assert {odd.read_text(), last.read_text()} == {tree.ours}
+    tree.undo()
+    assert tree.state() == before
 
 
 @pytest.mark.faults

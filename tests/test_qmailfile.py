@@ -38,6 +38,7 @@ MAILDROP = [
     ('|spamc -u "$EXT@$HOST" | preline -f maildrop /etc/mailfilter', "/etc/mailfilter", (), True),
     ("|exec preline -dr maildrop -V 3 '/etc/mail filter'", "/etc/mail filter", (), False),
     (r"|maildrop /etc/mail\ filter", "/etc/mail filter", (), False),
+    ("|/usr/bin/env maildrop /etc/mailfilter", "/etc/mailfilter", (), False),
     ("|maildrop -A \"X-A: b c\" -A'X-D: e' -- /etc/mailfilter", "/etc/mailfilter", ("X-A: b c", "X-D: e"), False),
 ]
 
@@ -65,6 +66,11 @@ def test_maildrop_in_all_its_spellings(text: str, filter_file: str, headers: tup
         "|formail -I X | maildrop /etc/mailfilter",
         "|HOME=/x maildrop",
         "|nice maildrop",
+        "|env -i maildrop /etc/mailfilter",
+        "|/bin/sh -c 'maildrop /etc/mailfilter'",
+        '|sh -c "exec /usr/bin/maildrop"',
+        "|/usr/local/bin/maildrop.real /etc/mailfilter",
+        "|preline maildrop-wrapper",
         "|condredirect a@b maildrop /etc/mailfilter",
         "|maildrop -Z /etc/mailfilter",
         "|maildrop 'open",
@@ -101,6 +107,9 @@ def test_what_is_more_than_a_call_is_not_guessed_at(text: str) -> None:
         ("| /home/vpopmail/bin/vdelivermail '' delete", Kind.AGENT),
         ("|spamc -f | deliverquota ./Maildir", Kind.SPAMC),
         ("|/usr/local/bin/procmail", Kind.AGENT),
+        ("|procmail -m $HOME/rc; exit 0", Kind.AGENT),
+        ("|IFS=' ' && exec /usr/bin/procmail -f- || exit 75 #you", Kind.AGENT),
+        ("|cat /etc/maildrop.conf", Kind.PROGRAM),
         ("|/usr/local/bin/notify-me", Kind.PROGRAM),
         ("|echo maildir", Kind.PROGRAM),
     ],
@@ -178,6 +187,23 @@ def test_replace_keeps_mode_and_survives_what_an_interruption_left(tmp_path: Pat
     assert [path.name for path in tmp_path.iterdir()] == [".qmail"]
     assert (tmp_path / ".qmail").read_bytes() == b"&a@b\n"
     assert (tmp_path / ".qmail").stat().st_mode & 0o7777 == 0o640
+
+
+def test_replace_keeps_access_lists(tmp_path: Path) -> None:
+    """As far as the file system has any: xattr(7)."""
+    path = tmp_path / ".qmail"
+    path.write_text("old\n")
+    try:
+        os.setxattr(path, "user.note", b"mine")
+    except OSError:
+        pytest.skip("no extended attributes here")
+    directory = qmailfile.open_directory(str(tmp_path))
+    try:
+        qmailfile.replace(directory, ".qmail", b"new\n", uid=os.getuid(), gid=os.getgid(), mode=0o600)
+    finally:
+        os.close(directory)
+    assert path.read_text() == "new\n"
+    assert os.getxattr(path, "user.note") == b"mine"
 
 
 def test_a_fifo_is_no_file(tmp_path: Path) -> None:

@@ -1,5 +1,8 @@
 """The commands for people. Each is one module; the delivering path loads none of them."""
 
+import io
+import sys
+
 import click
 
 from deliver import __version__
@@ -24,6 +27,9 @@ def cli() -> None:
 
     Without a command: one message on standard input, as an MTA gives it; see deliver(1).
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names of files are bytes, and a report must not end at one
+            stream.reconfigure(errors="backslashreplace")
 
 
 for command in (
