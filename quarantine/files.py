@@ -30,6 +30,10 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _CHUNK = 256 * 1024
 _LARGEST_ENVELOPE = 16 * 1024 * 1024  # bytes
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+# How file systems without hard links say so: FAT and CIFS EPERM, FUSE ENOSYS, others EOPNOTSUPP; EMLINK is too many.
+_NO_LINKS = {errno.EPERM, errno.EXDEV, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+# How file systems that cannot sync a directory say so; anything else is a failure to be believed.
+_NO_DIRECTORY_SYNC = {errno.EINVAL, errno.EBADF, errno.ENOTSUP}
 
 
 class Files:
@@ -99,8 +103,8 @@ class Files:
                 os.rename(name, name, src_dir_fd=old, dst_dir_fd=new)
             except FileNotFoundError:
                 raise KeyError(id_) from None
-            os.fsync(new)
-            os.fsync(old)
+            _sync_directory(new)
+            _sync_directory(old)
 
     def moved(self, id_: str, state: str) -> float:
         """When an envelope came into a state, in seconds since the epoch; raises KeyError, OSError.
@@ -122,7 +126,7 @@ class Files:
                 os.unlink(f"{_plain(id_)}.json", dir_fd=directory)
             except FileNotFoundError:
                 raise KeyError(id_) from None
-            os.fsync(directory)
+            _sync_directory(directory)
 
     def bodies(self) -> dict[str, float]:
         """The messages that are there, by their names in an envelope's ``body``, and their times of change."""
@@ -145,7 +149,7 @@ class Files:
             gone = [name for name, when in self.bodies().items() if name not in named and now - when >= older_than]
             for name in gone if remove else ():
                 os.unlink(os.path.basename(name), dir_fd=directory)
-            os.fsync(directory)
+            _sync_directory(directory)
         return gone
 
     def sweep(self, older_than: float) -> list[str]:
@@ -220,10 +224,10 @@ class PendingFile:
         tmp, messages, held = self._fds["tmp"], self._fds["messages"], self._fds["held"]
         fcntl.flock(messages, fcntl.LOCK_SH)
         with contextlib.suppress(FileExistsError):  # the same message, held for another recipient
-            os.link(f"{self._unique}.eml", os.path.basename(self._held.body), src_dir_fd=tmp, dst_dir_fd=messages)
-        os.fsync(messages)
-        os.link(f"{self._unique}.json", f"{self._unique}.json", src_dir_fd=tmp, dst_dir_fd=held)
-        os.fsync(held)
+            _publish(f"{self._unique}.eml", tmp, os.path.basename(self._held.body), messages)
+        _sync_directory(messages)
+        _publish(f"{self._unique}.json", tmp, f"{self._unique}.json", held)
+        _sync_directory(held)
         self.abort()
         return self._held
 
@@ -280,8 +284,28 @@ def _child(parent: int, name: str) -> int:
     except FileNotFoundError:
         with contextlib.suppress(FileExistsError):
             os.mkdir(name, 0o700, dir_fd=parent)
-        os.fsync(parent)
+        _sync_directory(parent)
         return os.open(name, _DIRECTORY, dir_fd=parent)
+
+
+def _publish(name: str, tmp: int, final: str, directory: int) -> None:
+    """Give a file of tmp/ its final name; FileExistsError where there is one of that name."""
+    try:
+        os.link(name, final, src_dir_fd=tmp, dst_dir_fd=directory, follow_symlinks=False)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        if os.access(final, os.F_OK, dir_fd=directory, follow_symlinks=False):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)) from None
+        os.rename(name, final, src_dir_fd=tmp, dst_dir_fd=directory)
+
+
+def _sync_directory(directory: int) -> None:
+    try:
+        os.fsync(directory)
+    except OSError as error:
+        if error.errno not in _NO_DIRECTORY_SYNC:
+            raise
 
 
 def _plain(name: str) -> str:

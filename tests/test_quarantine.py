@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import servers
 from click.testing import CliRunner
 
 from deliver import tree
@@ -21,6 +22,7 @@ from quarantine.release import NotReleased, delete, release, repair
 from quarantine.sqlite import Index, Search
 from quarantine.store import Archive, Held
 
+ROOT = Path(__file__).resolve().parent.parent
 DAY = 86400.0
 BODY = b"Return-Path: <a@b>\nFrom: A <a@b>\nSubject: hello \x1b[31mred\n\nbody\n"
 
@@ -86,6 +88,40 @@ def test_what_was_aborted_is_not(archive: Archive, maildir: Path) -> None:
     assert archive.ids() == []
     assert archive.bodies() == {}
     assert archive.sweep(0) == []
+
+
+PUT = """
+import sys
+from quarantine.files import Files
+from quarantine.store import Held
+for recipient in ("a@example.org", "b@example.org"):
+    one = Held(recipient, "c@d", "x", "for the test", 2e9, sys.argv[1], "INBOX", "")
+    Files(sys.argv[1], "quarantine").prepare(one, [b"From: c@d\\n\\nx\\n"]).commit()
+"""
+
+
+@pytest.mark.parametrize(
+    ("call", "error"),
+    [("linkat", "EPERM"), ("linkat", "ENOSYS"), ("linkat", "EOPNOTSUPP"), ("fsync", "EINVAL"), ("fsync", "EIO")],
+)
+def test_a_poor_file_system_is_good_enough(maildir: Path, call: str, error: str) -> None:
+    """Without hard links (CIFS, FUSE, FAT) or syncs of directories mail was put off until its sender got it back."""
+    command = [servers.needs("strace"), "-qq", "-o", "/dev/null", "-e", f"trace={call}"]
+    command += ["-e", f"inject={call}:error={error}", sys.executable, "-c", PUT, str(maildir)]
+    if call == "fsync":  # of directories alone
+        for name in ("messages", "held"):
+            (maildir / "quarantine" / name).mkdir(parents=True)
+            command[1:1] = ["-P", str(maildir / "quarantine" / name)]
+    done = subprocess.run(command, capture_output=True, check=False, cwd=ROOT, timeout=60)
+    archive = Files(str(maildir), "quarantine")
+    if error == "EIO":
+        assert b"Input/output error" in done.stderr
+        return
+    assert done.returncode == 0, done.stderr
+    assert sorted(archive.read(id_).recipient for id_ in archive.ids()) == ["a@example.org", "b@example.org"]
+    assert {b"".join(archive.chunks(archive.read(id_))) for id_ in archive.ids()} == {b"From: c@d\n\nx\n"}
+    assert len(archive.bodies()) == 1
+    assert os.listdir(maildir / "quarantine" / "tmp") == []
 
 
 def test_a_body_goes_with_its_last_envelope(archive: Archive, maildir: Path) -> None:
