@@ -19,7 +19,10 @@ _TIMEOUT = 120.0  # seconds
 
 
 class Call(NamedTuple):
-    """The ``number``-th call (from 1) of ``name`` in its thread. ``words`` are its arguments as strace shows them."""
+    """The ``number``-th call (from 1) of ``name`` in its thread.
+
+    ``words`` are its arguments as ``strace -y`` shows them: behind a descriptor stands what it is.
+    """
 
     name: str
     number: int
@@ -67,7 +70,7 @@ def baseline(
     Also the number of calls in threads that cannot be told apart from one before it: the main thread has done as many
     of that name while it started.
     """
-    done = _strace(["-f"], command, log, **settings)
+    done = _strace(["-f", "-y"], command, log, **settings)
     assert done.returncode == code, done.stdout + done.stderr
     counts: dict[tuple[str, str], int] = {}
     early: set[tuple[str, int]] = set()
@@ -91,25 +94,25 @@ def baseline(
     return list(calls.values()), hidden
 
 
-def inject(fault: Fault, command: Sequence[str], log: Path, **settings: Any) -> Done:
-    """Run ``command`` with a fault."""
+def inject(fault: Fault, command: Sequence[str], log: Path, *, patience: float = _TIMEOUT, **settings: Any) -> Done:
+    """Run ``command`` with a fault; raises subprocess.TimeoutExpired after ``patience`` seconds."""
     log.unlink(missing_ok=True)
     # Stopping at nothing but this call makes a run twice as fast; strace 6.1 then forgets the signals, though.
     fast = [] if fault.what.startswith("SIG") else ["--seccomp-bpf"]
-    done = _strace(["-f", *fast, *fault.options], command, log, **settings)
+    done = _strace(["-f", *fast, *fault.options], command, log, patience, **settings)
     lines = log.read_text(errors="replace").splitlines() if log.exists() else []
     hits = sum("(INJECTED)" in line or "killed by SIGKILL" in line for line in lines)
     return Done(done.returncode, done.stdout, hits)
 
 
 def _strace(
-    options: Sequence[str], command: Sequence[str], log: Path, **settings: Any
+    options: Sequence[str], command: Sequence[str], log: Path, patience: float = _TIMEOUT, **settings: Any
 ) -> "subprocess.CompletedProcess[bytes]":
     words = ["strace", "-q", "-s", "64", *options, "-o", str(log), *command]
     settings = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "start_new_session": True, **settings}
     with subprocess.Popen(words, **settings) as process:
         try:
-            output, errors = process.communicate(timeout=_TIMEOUT)
+            output, errors = process.communicate(timeout=patience)
         except BaseException:
             os.killpg(process.pid, signal.SIGKILL)  # strace's end alone would let the others go on
             raise
