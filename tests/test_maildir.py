@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import servers
 
+from deliver import maildir as maildirs
 from deliver.errors import Deferred
 from deliver.maildir import FolderUnusable, Maildir, Prepared, spool
 
@@ -84,6 +85,7 @@ def test_a_message_is_stored_byte_for_byte_and_named_as_maildir_5_says(path: Pat
     assert found
     assert int(found[1]) == prepared.size == len(MESSAGE)
     assert len(file.name.rpartition(",")[0]) <= 180
+    assert f".{os.uname().nodename[:64]}," in file.name
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
 
 
@@ -441,6 +443,53 @@ def test_another_message_is_never_replaced(path: Path, maildir: Maildir, monkeyp
     monkeypatch.setattr(os, "link", link)
     delivered(maildir)
     assert sorted(files(path / "new")) == sorted([b"another", MESSAGE])
+
+
+@pytest.mark.parametrize("plant", [lambda file: file.write_bytes(b"another"), os.mkfifo, lambda file: file.symlink_to("../secret")])
+def test_what_lies_under_our_name_in_tmp_is_not_touched(
+    path: Path, maildir: Maildir, monkeypatch: pytest.MonkeyPatch, plant: Callable[[Path], None]
+) -> None:
+    (path / "secret").write_bytes(b"secret")
+    plant(path / "tmp" / "planted")
+    names = iter(["planted", "planted", "ours", "final"])
+    monkeypatch.setattr(maildirs, "_unique_name", lambda: next(names))
+    prepared = delivered(maildir)
+    assert prepared.name == f"new/final,S={len(MESSAGE)}"
+    assert os.listdir(path / "tmp") == ["planted"]
+    assert (path / "secret").read_bytes() == b"secret"
+    assert not (path / "tmp" / "planted").is_file() or (path / "tmp" / "planted").read_bytes() in (b"another", b"secret")
+
+
+def test_where_every_name_is_taken_it_is_tried_again_later(
+    path: Path, maildir: Maildir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (path / "tmp" / "planted").write_bytes(b"another")
+    monkeypatch.setattr(maildirs, "_unique_name", lambda: "planted")
+    with pytest.raises(Deferred, match="File exists"):
+        maildir.prepare("INBOX", [MESSAGE])
+    assert files(path / "tmp") == [b"another"]
+
+
+def test_an_inbox_that_was_spoilt_meanwhile_is_tried_again_later(path: Path, maildir: Maildir) -> None:
+    """FolderUnusable would send it to the inbox once more. And nothing stays open."""
+    (path / "tmp").rmdir()
+    (path / "tmp").symlink_to("new")
+    before = descriptors()
+    with pytest.raises(Deferred, match="Not a directory"):
+        maildir.prepare("INBOX", [MESSAGE])
+    assert descriptors() == before
+
+
+def test_what_cannot_be_told_now_is_no_answer(path: Path, maildir: Maildir, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mail to user+Work must not go into the inbox because an NFS server was restarted."""
+    delivered(maildir, "Work")
+
+    def stale(*_: object, **__: object) -> int:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    monkeypatch.setattr(os, "open", stale)
+    with pytest.raises(Deferred, match="Stale"):
+        maildir.has_folder("Work")
 
 
 def test_a_spool_file_has_no_name(path: Path) -> None:
