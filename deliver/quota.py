@@ -41,6 +41,8 @@ _NOT_A_FOLDER = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES}
 
 # The numbers of one line as Courier reads them: white space, an optional minus, digits, whatever follows is ignored.
 _CHANGE = re.compile(rb"[ \t\r\f\v]*+(-?)([0-9]++)[ \t\r\f\v]*+(-?)([0-9]++)")
+# All lines at once, as every program writes them: what is usual takes a tenth of the time.
+_CHANGES = re.compile(rb"(?: *+-?[0-9]{1,18}+ ++-?[0-9]{1,18}+\n)*+")
 _LIMIT = re.compile(rb"([0-9]++)([SC]?)")
 _DELETED = re.compile("[A-Z]*T")  # behind the first ":2,"
 
@@ -267,17 +269,29 @@ def _sums(data: bytes) -> _Sums | None:
     """Add all changes up; None where only a recount helps."""
     if len(data) >= _FULL_AT or not data.endswith(b"\n") or b"\0" in data:
         return None
+    changes = data.partition(b"\n")[2]
+    lines = changes.count(b"\n")
+    if _CHANGES.fullmatch(changes):
+        numbers = list(map(int, changes.split()))
+        size, count = sum(numbers[::2]), sum(numbers[1::2])
+    elif one_by_one := _line_by_line(changes.split(b"\n")[:-1]):
+        size, count = one_by_one
+    else:
+        return None
+    if not (0 <= size <= _LARGEST and 0 <= count <= _LARGEST):
+        return None
+    return _Sums(size, count, lines)
+
+
+def _line_by_line(lines: list[bytes]) -> tuple[int, int] | None:
     size = count = 0
-    lines = data.split(b"\n")[1:-1]
     for line in lines:
         if found := _CHANGE.match(line):
             if max(len(found[2]), len(found[4])) > len(str(_LARGEST)):  # int() refuses 4300 digits
                 return None
             size += -int(found[2]) if found[1] else int(found[2])
             count += -int(found[4]) if found[3] else int(found[4])
-    if not (0 <= size <= _LARGEST and 0 <= count <= _LARGEST):
-        return None
-    return _Sums(size, count, len(lines))
+    return size, count
 
 
 def _open_own(maildir_fd: int, name: str, flags: int, mode: int = 0o600) -> tuple[int, os.stat_result]:

@@ -19,6 +19,7 @@ _CANDIDATES = 10
 extension (you+list-2026-11-28-...) has more of them than anybody's name."""
 
 _EX_NOUSER = 67  # sysexits.h
+_PLACEHOLDER = re.compile("|".join(map(re.escape, USER_PLACEHOLDERS)))
 
 
 class Found(NamedTuple):
@@ -150,4 +151,4 @@ def _from_command(command: tuple[str, ...], user: str, domain: str) -> str:
 def _filled(text: str, user: str, domain: str) -> str:
     """``text`` with its placeholders filled, all at once: a user may be called "{domain}"."""
     values = dict(zip(USER_PLACEHOLDERS, (user, domain, f"{user}@{domain}"), strict=True))
-    return re.sub("|".join(map(re.escape, values)), lambda found: values[found[0]], text)
+    return _PLACEHOLDER.sub(lambda found: values[found[0]], text)

@@ -82,6 +82,9 @@ def resident(
     from deliver.scan_once import ScanOnce, Version
     from deliver.scanners.clamd import Clamd
 
+    if config.spamd is not None:
+        import deliver.scanners.spamd_connection  # noqa: F401  # which the first message would have to wait for
+
     one = site(config, blocking=blocking, read=PersonalFiles().read)
     watches = []
     shared: list[Scanner] = []

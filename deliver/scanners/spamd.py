@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from deliver.message import IN_MEMORY
 from deliver.scanners.address import Address, parse
 from deliver.scanners.pool import BadAnswer, Health, NoAnswer, first_answer
 from deliver.values import Content, Envelope, Finding, Verdict
@@ -45,12 +46,11 @@ class Spamd:
         user = self._whose(envelope.recipient)
         limit = self.max_size + _HEADER_GROWTH
 
-        async def ask(address: Address, deadline: float) -> Verdict:
-            # In a thread, for the message comes from the disk and the first import of aiospamc takes 100 ms.
-            body = await asyncio.to_thread(_load, content)
-            from deliver.scanners.spamd_connection import ask_headers
+        async def ask(address: Address, _deadline: float) -> Verdict:
+            body = await _load(content)
+            from deliver.scanners.spamd_connection import ask_headers  # by the first scan: it takes 100 ms
 
-            return read_answer(await ask_headers(address, deadline, body, user, limit))
+            return read_answer(await ask_headers(address, body, user, limit))
 
         try:
             return await first_answer(self.name, self._addresses, self._timeout, ask, self._health)
@@ -64,11 +64,11 @@ class Spamd:
         """
         user = self._whose(recipient)
 
-        async def say(address: Address, deadline: float) -> bool:
-            body = await asyncio.to_thread(_load, content)
+        async def say(address: Address, _deadline: float) -> bool:
+            body = await _load(content)
             from deliver.scanners.spamd_connection import tell
 
-            return await tell(address, deadline, body, user, spam=spam)
+            return await tell(address, body, user, spam=spam)
 
         return await first_answer(self.name, self._addresses, self._timeout, say, self._health)
 
@@ -78,10 +78,13 @@ class Spamd:
         return user if _USER.fullmatch(user) else ""
 
 
-def _load(content: Content) -> bytes:
-    import deliver.scanners.spamd_connection  # noqa: F401  # see above
+async def _load(content: Content) -> bytes:
+    """The message; a large one lies on the disk."""
 
-    return guard(b"".join(content.chunks()))
+    def load() -> bytes:
+        return guard(b"".join(content.chunks()))
+
+    return load() if content.size <= IN_MEMORY else await asyncio.to_thread(load)
 
 
 def guard(message: bytes) -> bytes:

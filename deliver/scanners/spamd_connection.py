@@ -6,7 +6,6 @@ imported, and its own front end makes a TLS context for every request. The proto
 
 import asyncio
 import os
-import time
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -60,6 +59,10 @@ class _Mended(ConnectionManager):  # type: ignore[misc]  # the package has no ty
     limit: int
     needed: tuple[bytes, ...]
 
+    async def request(self, data: bytes) -> bytes:
+        """Without a limit of its own, which takes a task of its own: whoever asks has one for all members of a pool."""
+        return await self._send(data)
+
     async def _send(self, data: bytes) -> bytes:
         reader, writer = await self._connect()
         try:
@@ -100,20 +103,19 @@ class _TcpConnection(_Mended, TcpConnectionManager):  # type: ignore[misc]
     pass
 
 
-async def ask_headers(address: Address, deadline: float, body: bytes, user: str, limit: int) -> Answer:
-    """Send one HEADERS request and return its answer.
+async def ask_headers(address: Address, body: bytes, user: str, limit: int) -> Answer:
+    """Send one HEADERS request and return its answer, however long that takes.
 
-    ``deadline`` is by ``time.monotonic()``; ``user`` may be ""; ``limit`` is the most bytes that an answer may have.
-    Raises BadAnswer, TimeoutError or another OSError.
+    ``user`` may be ""; ``limit`` is the most bytes that an answer may have. Raises BadAnswer or OSError.
     """
-    response = await _ask(address, deadline, "HEADERS", {}, body, user, limit, (b"Content-length", b"Spam"))
+    response = await _ask(address, "HEADERS", {}, body, user, limit, (b"Content-length", b"Spam"))
     spam = response.headers.get("Spam")
     if not isinstance(spam, SpamValue):
         raise BadAnswer("the answer has no Spam line")
     return Answer(spam.value, spam.score, spam.threshold, response.body)
 
 
-async def tell(address: Address, deadline: float, body: bytes, user: str, *, spam: bool) -> bool:
+async def tell(address: Address, body: bytes, user: str, *, spam: bool) -> bool:
     """Tell spamd in one TELL request that a message is spam, or is not; whether it has learned from it.
 
     What it has learned as the contrary it forgets first; what it knows already it does not learn again. Arguments and
@@ -121,13 +123,12 @@ async def tell(address: Address, deadline: float, body: bytes, user: str, *, spa
     """
     kind = MessageClassValue(MessageClassOption.spam if spam else MessageClassOption.ham)
     headers = {"Message-class": kind, "Set": SetOrRemoveValue(ActionOption(local=True))}
-    response = await _ask(address, deadline, "TELL", headers, body, user, _HEAD_LIMIT, ())
+    response = await _ask(address, "TELL", headers, body, user, _HEAD_LIMIT, ())
     return "DidSet" in response.headers
 
 
 async def _ask(
     address: Address,
-    deadline: float,
     verb: str,
     headers: dict[str, Any],
     body: bytes,
@@ -135,12 +136,11 @@ async def _ask(
     limit: int,
     needed: tuple[bytes, ...],
 ) -> Any:
-    timeout = Timeout(max(0.0, deadline - time.monotonic()))
     connection: _Mended
     if isinstance(address, TcpAddress):
-        connection = _TcpConnection(address.host, address.port, None, timeout)
+        connection = _TcpConnection(address.host, address.port, None, Timeout())
     else:
-        connection = _UnixConnection(address.path, timeout)
+        connection = _UnixConnection(address.path, Timeout())
     connection.limit = limit
     connection.needed = needed
     whose = {"User": UserValue(user)} if user else {}
