@@ -237,7 +237,8 @@ class Service:
         try:
             async with limit:
                 call, filter_file = maildrop.read(request.arguments)
-                directory = directory_of(request.directory.number)
+                # A home that hangs must not keep everybody waiting.
+                directory = await self._blocking(directory_of, request.directory.number)
                 if call.plain or directory is None:
                     return None
                 path = config.find(call.config, environment.get("DELIVER_CONFIG", ""))

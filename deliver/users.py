@@ -122,7 +122,8 @@ def _name_service_trouble(user: str) -> str:
 def _from_command(command: tuple[str, ...], user: str, domain: str) -> str:
     """The home that a command prints, above its Maildir. Nobody: it says "no such user" (vuserinfo), or ends with 67.
 
-    A bare 1 means nothing: so does every script end whose database is down.
+    A bare 1 means nothing: so does every script end whose database is down. Nor does "no such user" below other words:
+    vuserinfo says it of everybody where MySQL fails, which it tells on standard error.
     """
     if user.startswith("-"):  # no name of an account, but it could be an option of the command's
         return ""
@@ -142,7 +143,8 @@ def _from_command(command: tuple[str, ...], user: str, domain: str) -> str:
     home = done.stdout.strip()
     if done.returncode == 0 and home.startswith("/") and "\n" not in home:
         return os.path.join(home, "Maildir")
-    if done.returncode == _EX_NOUSER or "no such user" in f"{done.stdout}{done.stderr}".lower():
+    lines = [line for line in f"{done.stdout}\n{done.stderr}".lower().split("\n") if line.strip()]
+    if done.returncode == _EX_NOUSER or (lines and all("no such user" in line for line in lines)):
         return ""
     said = f"{home} {done.stderr.strip()}".strip()[:200]
     raise CannotTell(f"[users] command: {argv[0]} ended with {done.returncode} and said {said!r}")

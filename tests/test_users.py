@@ -175,6 +175,8 @@ def test_command_says_nobody(tmp_path: Path, body: str) -> None:
         "echo /home/ann; exit 111",
         "kill -9 $$",
         r"printf '\377\n'; exit 3",
+        # vpopmail's vmysql.c and vuserinfo.c, where the query fails:
+        "echo 'vmysql: sql error[3]: Lost connection to MySQL server' >&2; echo 'no such user ann@example.org'; exit 255",
     ],
 )
 def test_command_could_not_tell(tmp_path: Path, body: str) -> None:
