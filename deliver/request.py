@@ -87,6 +87,16 @@ async def readable(fd: int) -> None:
         loop.remove_reader(fd)
 
 
+def gone(connection: socket.socket) -> bool:
+    """Whether a client is not there any more; it says nothing behind its request."""
+    try:
+        return not connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+
+
 def in_place(stdin: Descriptor) -> Source:
     """The message in a file, read where it lies; the file stays open as long as the source is used."""
     source = Source.read(stdin.number, _no_spool)

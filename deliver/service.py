@@ -27,7 +27,7 @@ from deliver.letterbox import Desk, Incoming, Letterbox, add
 from deliver.message import CHUNK, IN_MEMORY, Framing, Message, Source, read_framing
 from deliver.metrics import Metrics
 from deliver.pipeline import Site, deliver
-from deliver.request import Descriptor, Request, directory_of, in_place, is_file, readable, receive, size_of
+from deliver.request import Descriptor, Request, directory_of, gone, in_place, is_file, readable, receive, size_of
 from deliver.settings import Config, Users
 from deliver.sockets import listen, notify, waiting
 from deliver.values import Envelope, Outcome, Reply
@@ -211,7 +211,7 @@ class Service:
     async def _command(self, connection: socket.socket) -> None:
         """Answer one client: "CODE LF LINE ." or a word that sends it off to do the work itself."""
         request = await self._receive(connection)
-        reply = await self._answer(request) if request else None
+        reply = await self._answer(request, connection) if request else None
         del request  # its descriptors are the client's again before it goes on
         answer = DECLINED + b"\n"
         if reply:
@@ -228,7 +228,7 @@ class Service:
         async with asyncio.timeout(Gate.PATIENCE):
             return await receive(connection)
 
-    async def _answer(self, request: Request) -> Reply | None:
+    async def _answer(self, request: Request, connection: socket.socket) -> Reply | None:
         """The reply to a client; None where it must do the work itself."""
         running = self._running
         environment = request.environment
@@ -251,6 +251,8 @@ class Service:
                     return None
                 async with self._gate.work(size_of(request.stdin.number)) as place:
                     source = await self._read(request.stdin, maildir)
+                    if gone(connection):  # killed: then what its pipe gave may be half a message
+                        raise Deferred("the command was killed before the message was read")
                     place.grow(source.size)
                     framing = read_framing(source.head)
                     envelope = envelope_of(call, environment, framing, maildir)

@@ -103,8 +103,8 @@ class Site(Home):
         """Whether a line of the log begins with these words."""
         return sum(str(record.get("detail", "")).startswith(words) for record in self.logged()) >= times
 
-    def start(self, content: bytes) -> "subprocess.Popen[bytes]":
-        """Begin a delivery by the command, from a pipe."""
+    def start(self, content: bytes, *, more: bool = False) -> "subprocess.Popen[bytes]":
+        """Begin a delivery by the command, from a pipe, which stays open where there is ``more`` to come."""
         self.serve()
         process = subprocess.Popen(
             [str(self._prefix / "bin" / "deliver")],
@@ -120,7 +120,8 @@ class Site(Home):
         self._open.callback(process.kill)
         self._open.enter_context(process.stdout)  # type: ignore[arg-type]
         process.stdin.write(content)
-        process.stdin.close()
+        if not more:
+            process.stdin.close()
         return process
 
     def close(self) -> None:
@@ -697,6 +698,24 @@ def test_a_slow_writer_holds_only_its_own_place(make_site: Make) -> None:
         process.communicate(b"\nHere it is.\n", timeout=30)
     assert [process.returncode for process in writers] == [0] * 30
     assert sum(one.endswith(b"Subject: slow\n\nHere it is.\n") for one in site.messages()) == 30
+
+
+def test_half_a_message_is_not_delivered(make_site: Make) -> None:
+    """The service still holds the pipe when the command is dead, and its writer closes it."""
+    site = make_site()
+    assert site.serve()
+    process = site.start(b"", more=True)
+    assert process.stdin is not None
+    process.stdin.write(b"Subject: x\n\nThe first")
+    process.stdin.flush()
+    servers.wait_for(lambda: site.metrics()["deliver_queue_wait_seconds_count"] == 1)
+    (client,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(client), signal.SIGKILL)
+    servers.wait_for(lambda: not Path(f"/proc/{client}").exists())
+    process.stdin.close()
+    assert process.wait(30) == 75
+    servers.wait_for(lambda: site.has_logged("the command was killed"))
+    assert list((site.maildir / "new").iterdir()) == []
 
 
 def test_the_deadline_answers_and_what_goes_on_reads_its_own_message(make_site: Make) -> None:
