@@ -34,6 +34,7 @@ _FRAMING = re.compile(
     re.IGNORECASE,
 )
 _FIELD = re.compile(rb"(?m)^([!-9;-~]+)[ \t]*:((?:.*(?:\n|\Z))(?:[ \t].*(?:\n|\Z))*)")
+_PIECE = re.compile(rb"\\.|[();\\]|[^();\\]+", re.DOTALL)
 _LINE = 78
 """Characters of a header line that should not be exceeded (RFC 5322 section 2.1.1)."""
 _ADDRESS = re.compile(rb"<([^<>]*)>")
@@ -233,9 +234,24 @@ class Forgeries(NamedTuple):
 
 
 def _authserv_id(value: bytes) -> bytes:
-    plain = re.sub(rb"\([^()]*\)", b" ", value)
-    words = plain.replace(b";", b" ").split()
-    return words[0].strip(b'"').lower() if words else b""
+    """The name before the first semicolon (RFC 8601 section 2.2), as whoever trusts it will read it.
+
+    Comments nest and may stand before it, and it may be quoted, with a backslash before any character (RFC 5322
+    sections 3.2.2 and 3.2.4).
+    """
+    depth = 0
+    kept = []
+    for found in _PIECE.finditer(value):
+        piece = found[0]
+        if piece in (b"(", b")"):
+            depth = max(depth + (1 if piece == b"(" else -1), 0)
+            piece = b" "
+        elif piece == b";" and not depth:
+            break
+        if not depth:
+            kept.append(piece.removeprefix(b"\\"))
+    words = b"".join(kept).replace(b'"', b"").split()
+    return words[0].lower() if words else b""
 
 
 class Message:

@@ -125,6 +125,28 @@ def test_forged_lines_are_removed_whole_from_the_own_header_only() -> None:
     assert crlf.size == len(top + rest)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        b"mx.example.org;",
+        b'"MX.example.org" 1;',
+        b'"mx\\.ex\\ample.org";',
+        b"(a (nested) comment) mx.example.org(another);",
+        b"(\\) still (in it)) mx.example.org;",
+        b"\n\t(folded\n\tcomment)\n mx.example.org\n\t;",
+    ],
+)
+def test_results_in_our_name_go_however_it_is_written(name: bytes) -> None:
+    """RFC 8601 section 5: who reads the field leaves out comments and quotes."""
+    assert stored(b"Authentication-Results: " + name + b" dkim=pass\n\nx\n") == b"\nx\n"
+
+
+@pytest.mark.parametrize("name", [b"example.org; (", b"(mx.example.org) other.example;", b"(mx.example.org;", b"other.example; mx.example.org;"])
+def test_results_in_other_names_stay(name: bytes) -> None:
+    content = b"Authentication-Results: " + name + b" dkim=pass\n\nx\n"
+    assert stored(content) == content
+
+
 @pytest.mark.parametrize("blank", [b" ", b"\t"])
 def test_a_message_that_begins_with_a_folded_line_does_not_write_into_ours(blank: bytes) -> None:
     """Unfolded, X-Virus-Status would read "Clean Infected (Fake)" (RFC 5322 section 2.2.3)."""
