@@ -183,6 +183,21 @@ def test_a_good_file_says_so(tmp_path: Path) -> None:
     assert '"*@x.org"' in done.stdout
 
 
+@pytest.mark.parametrize("user", [False, True])
+def test_a_rule_that_asks_for_what_is_removed_is_a_warning(tmp_path: Path, *, user: bool) -> None:
+    """A header condition on X-Spam-Flag never holds with [spamd], since the line is removed and ours is written later."""
+    site, path = tmp_path / "site.toml", tmp_path / "mailfilter.toml"
+    rule = '[[rule]]\nfile = "A"\n[rule.when]\nheader = { "X-Spam-Flag" = "YES" }\n'
+    site.write_text('maildir = "Maildir"\n[spamd]\n' + rule * (not user))
+    path.write_text(rule)
+    done = check(path, "--user", "--config", str(site)) if user else check(site)
+    assert done.returncode == 0
+    assert "warning: no message can match: x-spam-flag is taken out of what arrives" in done.stdout
+    assert "write spam = true" in done.stdout
+    site.write_text('maildir = "Maildir"\n' + rule * (not user))  # without [spamd] the line is an upstream scanner's
+    assert "warning:" not in (check(path, "--user", "--config", str(site)) if user else check(site)).stdout
+
+
 def personal(path: Path, site: str = "") -> Personal:
     """A user's file as a delivery reads it."""
     settings = config.parse(f"maildir = 'Maildir'\n{site}".encode(), "site.toml")[0]

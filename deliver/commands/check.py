@@ -45,7 +45,9 @@ def check(
     personal = user or domain
     problems = _personal_problems(path, site_path, domain=domain) if personal else _site_problems(path)
     document = _document(path)
-    problems += doubts(document.get("rule")) + ([] if personal else _nobody(document))
+    forgeries = wiring.forgeries(_site(site_path if personal else path))
+    problems += doubts(document.get("rule"), lambda name: forgeries.forged(name.encode(), b""))
+    problems += [] if personal else _nobody(document)
     tested = 0
     if test and not any(not problem.warning for problem in problems):
         tested, failed = _tests(path, _site(site_path) if personal else config.load(path), user=user, domain=domain)

@@ -49,7 +49,7 @@ def _condition(name: str, value: object, place: Place, rule_keys: frozenset[str]
         return _combination(name, value, place, rule_keys, depth + 1)
     if name in rule_keys:
         raise ValueError(f'"{name}" belongs to the rule, above [rule.when]')
-    hint = closest(name, NAMES)
+    hint = closest(_OTHER_WORDS.get(name.lower(), name), NAMES)
     if not hint and "-" in name:
         hint = f'; a header field is written header = {{ "{name}" = ... }}'
     raise ValueError(f'unknown condition "{name}"{hint}')
@@ -72,6 +72,9 @@ def _combination(name: str, value: object, place: Place, rule_keys: frozenset[st
 
 
 _COMBINATIONS = {"all": every, "any": some, "not": none}
+
+_OTHER_WORDS = {"and": "all", "allof": "all", "or": "any", "anyof": "any", "none": "not", "unless": "not"}
+"""What Sieve (RFC 5228) and people call these."""
 
 
 def _size(name: str, value: object, place: Place) -> Condition:

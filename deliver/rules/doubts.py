@@ -20,6 +20,10 @@ _COMPARISON = re.compile(r"\s*(>=|<=|>|<|=)?\s*(.*?)\s*", re.DOTALL)
 _PLACING = ("file", "forward", "pipe", "discard", "bounce", "quarantine")
 
 
+_INSTEAD = {"x-spam": 'write spam = true, with sees = "all" above [rule.when]', "x-viru": "write virus = true"}
+"""What asks for the verdict itself, by the beginning of our header line's name."""
+
+
 class _Alternative(NamedTuple):
     """One of the values that a condition accepts. ``literal`` is the only one, None where there are many.
 
@@ -30,14 +34,17 @@ class _Alternative(NamedTuple):
     accepts: Callable[[str], bool] | None
 
 
-def doubts(tables: object) -> list[Problem]:
-    """Warnings about the raw value of a file's key `rule`. Whatever is no rule is passed over."""
+def doubts(tables: object, removed: Callable[[str], bool] = lambda _name: False) -> list[Problem]:
+    """Warnings about the raw value of a file's key `rule`. Whatever is no rule is passed over.
+
+    ``removed`` says whether header fields of a name, in lower case, are taken out of what arrives.
+    """
     rules = [(index, rule) for index, rule in enumerate(tables if isinstance(tables, list) else [])]
     rules = [(index, rule) for index, rule in rules if isinstance(rule, dict)]
     found = []
     for index, rule in rules:
         when = rule.get("when")
-        if isinstance(when, dict) and (why := _impossible(when)):
+        if isinstance(when, dict) and (why := _impossible(when, removed)):
             found.append(Problem(("rule", index, "when"), f"no message can match: {why}", warning=True))
     return found + list(_hidden(rules))
 
@@ -65,13 +72,17 @@ def _sees(rule: dict[str, Any]) -> object:
     return "all" if rule.get("never-spam") is True else rule.get("sees", "ham")
 
 
-def _impossible(when: dict[str, Any]) -> str:
+def _impossible(when: dict[str, Any], removed: Callable[[str], bool]) -> str:
     """Why all conditions of a table cannot hold together; "" where they may."""
     wanted: dict[str, list[object]] = {}
     unwanted: dict[str, list[object]] = {}
     _collect(when, wanted, unwanted)
     for name, values in wanted.items():
-        if name in _NUMBERS:
+        field = name.removeprefix("header ")
+        if field != name and removed(field):
+            instead = _INSTEAD.get(field[:6], "leave it out")
+            why = f"{field} is taken out of what arrives, since senders forge it; {instead}"
+        elif name in _NUMBERS:
             why = _no_number(name, values)
         elif name in ("spam", "virus"):
             why = f"{name} cannot be true and false" if True in values and False in values else ""

@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Container
 from typing import NamedTuple
 
+from deliver import headers
 from deliver.rules.logic import EVERY_MESSAGE, every, leaf, some, truth, whole_text_test
 from deliver.rules.matching import (
     ANYTHING,
@@ -48,7 +49,7 @@ def of_addresses(name: str, value: object, place: Place, found: Callable[[View],
         if isinstance(item, dict) and "in" in item:
             lists += where.attempt(functools.partial(_list_names, item, where), [])
         else:
-            tests.append(where.attempt(functools.partial(_address_test, item, where), ANYTHING))
+            tests.append(where.attempt(functools.partial(_address_test, name, item, where), ANYTHING))
     parts = [leaf(name, any_of(tests), found, show_text)] if tests else []
     parts += [_listed(name, one, found) for one in lists]
     return some(parts) if parts else EVERY_MESSAGE
@@ -57,8 +58,8 @@ def of_addresses(name: str, value: object, place: Place, found: Callable[[View],
 _PARTS = ("user", "detail", "domain")
 
 
-def _address_test(value: object, place: Place) -> Test:
-    if isinstance(value, str) and (instead := _instead_of(value)):
+def _address_test(name: str, value: object, place: Place) -> Test:
+    if isinstance(value, str) and (instead := _instead_of(name, value)):
         place.warn(f'"{value}" matches no address; write {instead}')
     if not isinstance(value, dict) or not set(_PARTS).intersection(value):
         return one_text_test(value, place, (*_PARTS, "in"))
@@ -84,15 +85,24 @@ def _address_test(value: object, place: Place) -> Test:
     return Test(" and ".join(f"{part} {test.words}" for part, test in tests.items()), accepts)
 
 
-def _instead_of(value: str) -> str:
+def _instead_of(name: str, value: str) -> str:
     """What was probably meant by a string that is no address; "" where it may be one."""
+    if not value or re.search(r"[*?\\]", value):
+        return ""
     if value.startswith("@"):
         return f'"*{value}" for all addresses of that domain'
-    if "@" in value or re.search(r"[*?\\]", value):
-        return ""
+    if value == "<>":
+        return '"" for the null sender'
+    found = headers.addresses(value.encode())
+    if found:
+        instead = ", ".join(f'"{one}"' for one in found)
+        return "" if found == [value] or value.startswith('"') else f"[{instead}]" if found[1:] else instead
     if re.search(r"\s", value):
-        return f'header = {{ From = "*{value}*" }} for the name that stands before an address'
-    return f'"*@{value}" for all addresses of that domain' if re.fullmatch(r"\w[\w-]*(\.[\w-]+)+", value) else ""
+        field = name.title() if name in ("to", "cc", "reply-to") else "From"
+        return f'header = {{ {field} = "*{value}*" }} for the name that stands before an address'
+    return f'"*@{value}" for all addresses of that domain' if "." in value else f'"{value}@*"'
+
+
 
 
 class _Address(NamedTuple):
@@ -206,6 +216,10 @@ def _is_of_addresses(value: object) -> bool:
 
 def list_id(name: str, value: object, place: Place) -> Condition:
     """The identifier in List-Id."""
+    for index, item in enumerate(value if isinstance(value, list) else [value]):
+        if isinstance(item, str) and (plain := item.strip("<>")) != item:
+            where = place.at(index) if isinstance(value, list) else place
+            where.warn(f'what stands in <> is compared, without them: "{plain}"')
     test = text_test(value, place._replace(together=place.budget.together(name)))
     return leaf(name, test, lambda view: view.once(_list_ids), show_text)
 
