@@ -759,7 +759,6 @@ def test_every_error_of_a_file_is_found_at_once() -> None:
         ("when = { from = '@x.org' }", ("when", "from"), 'write "*@x.org"'),
         ("when = { to = ['a@b.test', '@x.org'] }", ("when", "to", 1), 'write "*@x.org"'),
         ("when = { not = { sender = '@x.org' } }", ("when", "not", "sender"), 'write "*@x.org"'),
-        ("when = { to = 'bob' }", ("when", "to"), 'write "bob@*"'),
         ("when = { from = 'Bob <bob@x.org>' }", ("when", "from"), 'write "bob@x.org"'),
         ("when = { cc = 'a@b.test, c@d.test' }", ("when", "cc"), 'write ["a@b.test", "c@d.test"]'),
         ("when = { sender = '<>' }", ("when", "sender"), 'write ""'),

@@ -93,14 +93,14 @@ def _instead_of(name: str, value: str) -> str:
         return f'"*{value}" for all addresses of that domain'
     if value == "<>":
         return '"" for the null sender'
-    found = headers.addresses(value.encode())
-    if found:
+    if "@" in value:
+        found = headers.addresses(value.encode())
         instead = ", ".join(f'"{one}"' for one in found)
         return "" if found == [value] or value.startswith('"') else f"[{instead}]" if found[1:] else instead
     if re.search(r"\s", value):
         field = name.title() if name in ("to", "cc", "reply-to") else "From"
         return f'header = {{ {field} = "*{value}*" }} for the name that stands before an address'
-    return f'"*@{value}" for all addresses of that domain' if "." in value else f'"{value}@*"'
+    return f'"*@{value}" for all addresses of that domain' if re.fullmatch(r"\w[\w-]*(\.[\w-]+)+", value) else ""
 
 
 
