@@ -1,9 +1,10 @@
 """What can go wrong, as the MTA must hear it.
 
     DeliverError
-    ├── Deferred        try again later (75); every unforeseen error is treated as this one
-    │   └── NotConfigured   the configuration is missing or wrong
-    └── Refused         give the message back to its sender (100): over quota, a rule that says so, a mail loop
+    └── Deferred        try again later (75); every unforeseen error is treated as this one
+        └── NotConfigured   the configuration is missing or wrong
+
+What bounces is no error but a plan: over quota, a rule or setting that says so, a mail loop.
 
 Each carries a public sentence, which strangers may read, and a private reason, which only the log shows.
 """
@@ -30,7 +31,3 @@ class NotConfigured(Deferred):
 
     def __init__(self, detail: str) -> None:
         super().__init__(detail, "4.3.5 Mail filter is not configured")
-
-
-class Refused(DeliverError):
-    """One of the three things that bounce."""

@@ -6,7 +6,7 @@
 import re
 from collections.abc import Mapping
 
-from deliver.errors import DeliverError, Refused
+from deliver.errors import DeliverError
 from deliver.values import Outcome, Plan, Reply, Verb
 
 OK = 0
@@ -36,9 +36,7 @@ def from_plan(plan: Plan) -> Reply:
 
 
 def from_error(error: BaseException) -> Reply:
-    """The reply for a delivery that failed: 75, unless it is one of the three things that bounce."""
-    if isinstance(error, Refused):
-        return Reply(GIVE_BACK, public(error.line))
+    """The reply for a delivery that failed: 75, whatever failed."""
     return Reply(TRY_AGAIN, public(error.line if isinstance(error, DeliverError) else "4.3.0 Temporary failure"))
 
 

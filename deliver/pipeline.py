@@ -5,15 +5,20 @@ from typing import Any, NamedTuple, Protocol
 
 from deliver import exits
 from deliver.actions import Injector, Prepared, Program, Tools, answer, perform, summary
-from deliver.errors import Refused
 from deliver.log import Log, append
 from deliver.message import Message
 from deliver.policy import Case, decide
 from deliver.rules.model import Outside, Rule
 from deliver.scan import Scanner, scan_all
 from deliver.settings import Config, Personal
-from deliver.values import Answer, Envelope, Note, Outcome, Plan, Verdict, unheard
+from deliver.values import Action, Answer, Envelope, Note, Outcome, Plan, Verb, Verdict, unheard
 from quarantine.store import Store
+
+LOOP = Plan(
+    (Action(Verb.BOUNCE, text="5.4.6 This message is looping: it already has my Delivered-To line."),),
+    "the message has been delivered here before",
+)
+"""What becomes of a message that has our Delivered-To already (RFC 9228; qmail-local(8))."""
 
 
 class Mailbox(Protocol):
@@ -78,15 +83,19 @@ class Decision(NamedTuple):
 async def deliver(
     site: Site, message: Message, envelope: Envelope, settled: Callable[[Outcome], object], note: Note = unheard
 ) -> Outcome:
-    """Deliver one message to one recipient. Raises Deferred or Refused; whatever else it raises means "try again".
+    """Deliver one message to one recipient. Raises Deferred; whatever else it raises means "try again", too.
 
     ``settled`` hears the outcome as soon as the message is where it belongs: whoever waits no longer for the quota
     file, the subscriptions and the log has to answer that. It may be called in a thread.
     """
-    refuse_loops(message, envelope)
+    if message.loops(envelope.loop_addresses):
+        outcome = Outcome(exits.from_plan(LOOP), LOOP)
+        site.log(**record(envelope, message, (), outcome, site.config.log.subject))
+        settled(outcome)
+        return outcome
     verdicts = await scan_all(site.scanners, message, envelope, note)
-    outcome: Outcome = await site.blocking(_place, site, message, envelope, verdicts, settled, note)
-    return outcome
+    placed: Outcome = await site.blocking(_place, site, message, envelope, verdicts, settled, note)
+    return placed
 
 
 def _place(
@@ -167,12 +176,6 @@ def judge(site: Site, message: Message, envelope: Envelope, verdicts: tuple[Verd
     except BaseException:
         mailbox.close()
         raise
-
-
-def refuse_loops(message: Message, envelope: Envelope) -> None:
-    """Raises Refused where the message has been delivered here before (RFC 9228; qmail-local(8))."""
-    if message.loops(envelope.loop_addresses):
-        raise Refused("5.4.6 This message is looping: it already has my Delivered-To line.")
 
 
 def in_order(site: tuple[Rule, ...], user: tuple[Rule, ...]) -> tuple[Rule, ...]:

@@ -26,9 +26,9 @@ from deliver import exits, layers, wiring
 from deliver.actions import summary
 from deliver.config import as_applied, load, parse_personal, personal
 from deliver.envelope import extension_of
-from deliver.errors import DeliverError, NotConfigured, Refused
+from deliver.errors import DeliverError, NotConfigured
 from deliver.message import Message, Source, read_framing
-from deliver.pipeline import Site, judge, refuse_loops
+from deliver.pipeline import LOOP, Site, judge
 from deliver.policy import words
 from deliver.rules.model import Outside
 from deliver.scan import Scanner, scan_all
@@ -300,13 +300,12 @@ class Replayer:
             now=lambda: said["now"].timestamp() if "now" in said else time.time(),
         )
         verdicts: tuple[Verdict, ...] = ()
-        try:
-            refuse_loops(message, envelope)
+        plan = LOOP
+        if message.loops(envelope.loop_addresses):
+            steps.append(Step("decide", f"{words(plan)}: {plan.reason}"))
+        else:
             verdicts = await scan_all(site.scanners, message, envelope, steps.append)
             plan = judge(site, message, envelope, verdicts, steps.append).plan
-        except Refused as error:
-            plan = Plan((Action(Verb.BOUNCE, text=error.line),), "the message has been delivered here before")
-            steps.append(Step("decide", plan.reason))
         result = Result(path, plan, exits.from_plan(plan), verdicts, tuple(steps), now=lies_in(path))
 
         def stored() -> str:

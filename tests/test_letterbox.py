@@ -16,7 +16,7 @@ import pytest
 import servers
 from lmtp_client import Client, on_the_wire
 
-from deliver.errors import Deferred, Refused
+from deliver.errors import Deferred
 from deliver.exits import from_error
 from deliver.letterbox import Desk, Incoming, Letterbox
 from deliver.settings import Config, Service, Span
@@ -116,10 +116,10 @@ def test_a_reply_for_each_recipient_in_their_order(office: Office) -> None:
     """RFC 2033 section 4.2; RFC 5321 section 4.2.3 for the codes."""
     replies = {
         "ann": Reply(0),
-        "joe": from_error(Refused("5.2.2 Mailbox is full")),
+        "joe": Reply(100, "5.2.2 Mailbox is full (#5.2.2)"),
         "zoe": from_error(Deferred("", "4.2.1 Mailbox is not accessible")),
         "ann+x": Reply(100, "5.7.1 Not wanted (#5.7.1)"),
-        "joe+x": from_error(Refused("5.4.6 This message is looping")),
+        "joe+x": Reply(100, "5.4.6 This message is looping (#5.4.6)"),
     }
     office.reply = lambda incoming: [replies[one.recipient.partition("@")[0]] for one in incoming.envelopes]
     with office.client() as client:

@@ -524,5 +524,12 @@ def test_a_loop_check_can_be_switched_off(make_commanded_home: Make) -> None:
     looped = main_job.message("x", headers=b"Delivered-To: you@example.org\n")
     answer = home.deliver(looped)
     assert (answer.code, answer.stdout[:6]) == (100, b"5.4.6 ")
+    said = home.logged()[-1]
+    assert (said["actions"], said["reason"], said["exit"], said["verdicts"]) == (
+        ["bounce"],
+        "the message has been delivered here before",
+        100,
+        [],
+    )
     assert home.deliver(looped, "--no-loop-check").code == 0
     assert len(home.messages()) == 1
