@@ -16,6 +16,7 @@ _YENC_END = re.compile(rb"(?m)^=yend\b")
 _YENC_PART = re.compile(rb"=ypart [^\r\n]*\r?\n")
 _BASE64_END = re.compile(rb"(?m)^====\r?$")
 _ESCAPED = re.compile(rb"=(.)", re.DOTALL)
+_PIECE = 64 * 1024  # bytes
 _MINUS_42 = bytes((value - 42) % 256 for value in range(256))
 
 
@@ -26,7 +27,7 @@ def files(text: bytes, bounds: Bounds) -> Iterator[tuple[str, bytes]]:
         at = found.end()
         name = (found["uu"] or found["yenc"]).decode("utf-8", "replace").strip()
         if found["yenc"]:
-            content, at = _yenc(text, at)
+            content, at = _yenc(text, at, bounds)
         elif found["base64"]:
             end = _BASE64_END.search(text, at)
             content, at = _base64(text[at : end.start() if end else len(text)]), end.end() if end else len(text)
@@ -63,10 +64,19 @@ def _base64(raw: bytes) -> bytes:
         return b""
 
 
-def _yenc(text: bytes, at: int) -> tuple[bytes, int]:
+def _yenc(text: bytes, at: int, bounds: Bounds) -> tuple[bytes, int]:
     part = _YENC_PART.match(text, at)
     at = part.end() if part else at
     end = _YENC_END.search(text, at)
     stop = end.start() if end else len(text)
     raw = text[at:stop].translate(None, b"\r\n")
-    return _ESCAPED.sub(lambda found: bytes([(found[1][0] - 64) % 256]), raw).translate(_MINUS_42), stop
+    content = bytearray()
+    start = 0
+    # In pieces: what is replaced takes a hundred times its size meanwhile, and a stranger may escape every byte.
+    while start < len(raw) and not bounds.late():
+        piece = raw[start : start + _PIECE]
+        if (len(piece) - len(piece.rstrip(b"="))) % 2:
+            piece = raw[start : start + _PIECE + 1]  # not between an escape and what it escapes
+        start += len(piece)
+        content += _ESCAPED.sub(lambda found: bytes([(found[1][0] - 64) % 256]), piece).translate(_MINUS_42)
+    return bytes(content), stop

@@ -142,6 +142,20 @@ def test_yenc_in_the_text() -> None:
     assert list(attachments.contents([b"\n" + text]))[1:] == [("evil.exe", EXE)]
 
 
+@pytest.mark.parametrize("shift", range(3))
+def test_a_large_file_in_yenc_of_nothing_but_escapes_takes_little_memory(shift: int) -> None:
+    # "=}" stands for "=", which no piece may part.
+    content = b"a" * shift + bytes([(61 - 42) % 256]) * 150_000
+    text = b"\nbegin\n=ybegin line=128 size=1 name=a.bin\n" + b"\x8b" * shift + b"=}" * 150_000 + b"\n=yend\n"
+    tracemalloc.start()
+    try:
+        found = list(attachments.contents([text]))
+        assert tracemalloc.get_traced_memory()[1] < 6_000_000
+    finally:
+        tracemalloc.stop()
+    assert found[1:] == [("a.bin", content)]
+
+
 def attribute(level: int, kind: int, held: bytes) -> bytes:
     size = len(held).to_bytes(4, "little")
     return bytes([level]) + kind.to_bytes(4, "little") + size + held + (sum(held) % 65536).to_bytes(2, "little")
