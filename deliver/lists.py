@@ -90,12 +90,15 @@ class Lists:
 
 
 def parse(content: bytes) -> frozenset[str]:
-    """The entries in a list's file: "user@example.org" and "example.org", which may also be written "@example.org"."""
+    """The entries in a list's file: "user@example.org" and "example.org", which may also be written "@example.org" and
+    "*@example.org".
+    """
     entries = set()
-    for line in content.decode("utf-8", "replace").lower().split("\n"):
+    # utf-8-sig: editors put a mark before the first line.
+    for line in content.decode("utf-8-sig", "replace").lower().split("\n"):
         entry = line.partition("#")[0].strip() if "#" in line else line.strip()
         if entry:
-            entries.add(entry.removeprefix("@"))
+            entries.add(entry.removeprefix("*").removeprefix("@"))
     return frozenset(entries)
 
 

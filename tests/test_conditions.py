@@ -223,7 +223,7 @@ def listed(lists: Lists, maildir: Path) -> Outside:
 
 def test_addresses_and_domains_of_a_list(tmp_path: Path) -> None:
     path = tmp_path / "friends"
-    path.write_text("# friends\nBob@Example.net\n\n  shop.example.org   # a shop\n@other.example\n")
+    path.write_text("# friends\nBob@Example.net\n\n  shop.example.org   # a shop\n@other.example\n*@third.example\n")
     outside = listed(Lists({"friends": str(path)}), tmp_path / "Maildir")
     for when, expected in (
         ({"from": {"in": "friends"}}, True),
@@ -238,6 +238,15 @@ def test_addresses_and_domains_of_a_list(tmp_path: Path) -> None:
     assert 'from is "alice+news@shop.example.org", in the list "friends"' in why({"in": "friends"}, outside=outside)
     assert holds({"from": {"in": "friends"}}, b"From: x@other.example\n\n", outside) is True
     assert holds({"from": {"in": "friends"}}, b"From: x@sub.other.example\n\n", outside) is False
+    assert holds({"from": {"in": "friends"}}, b"From: x@third.example\n\n", outside) is True
+
+
+def test_a_list_from_an_editor_that_marks_utf_8(tmp_path: Path) -> None:
+    path = tmp_path / "friends"
+    path.write_bytes(b"\xef\xbb\xbfbob@example.net\r\nann@example.net\r\n")
+    outside = listed(Lists({"friends": str(path)}), tmp_path / "Maildir")
+    for name in (b"bob", b"ann"):
+        assert holds({"in": "friends"}, b"From: " + name + b"@example.net\n\n", outside) is True
 
 
 def test_a_long_list_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -522,6 +531,11 @@ def test_what_is_encrypted() -> None:
         (b"Precedence: list", True),
         (b"Precedence: LIST ", True),
         (b"Precedence: bulk", False),
+        (b"Precedence: bulk\nSender: The List <owner-dev@example.org>", True),  # Majordomo
+        (b"Precedence: bulk\nSender: dev-owner@example.org", True),
+        (b"Precedence: bulk\nSender: boss@owner-dev.example", False),
+        (b"Sender: owner-dev@example.org", False),
+        (b"X-Mailman-Version: 1.1", True),
         (b"Subject: List-Id: <x>", False),
     ],
 )

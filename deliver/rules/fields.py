@@ -235,11 +235,14 @@ def _identifier(value: str) -> str:
     return inner.strip() if opened and closed else value
 
 
-# RFC 2369, RFC 2919, and what managers of lists wrote before these.
+# RFC 2369, RFC 2919, and what managers of lists wrote before these: ezmlm, Mailman, fml.
 _LIST_FIELDS = (
     "list-id list-post list-help list-unsubscribe list-subscribe list-owner list-archive mailing-list x-mailing-list "
-    "x-beenthere x-listname x-list-id"
+    "x-beenthere x-listname x-list-id x-mailman-version x-ml-name"
 ).split()
+
+_OWNER = re.compile(r"owner-.*|.*-owner")
+"""The user in Sender of a message from a list of Majordomo, which writes no field of its own."""
 
 
 def is_list(name: str, value: object, _place: Place) -> Condition:
@@ -248,7 +251,10 @@ def is_list(name: str, value: object, _place: Place) -> Condition:
     def holds(view: View) -> bool:
         if any(view.texts(field) for field in _LIST_FIELDS):
             return True
-        return any(text.folded == "list" for text in view.texts("precedence"))
+        precedence = {text.folded for text in view.texts("precedence")}
+        if "list" in precedence or "bulk" not in precedence:
+            return "list" in precedence
+        return any(_OWNER.fullmatch(one.folded.rpartition("@")[0]) for one in view.addresses("sender"))
 
     return truth(name, value, holds)
 
