@@ -6,6 +6,7 @@ minus header lines that forge ours, with LF line ends where every line came with
 
 import contextlib
 import errno
+import functools
 import hashlib
 import os
 import re
@@ -325,8 +326,8 @@ class Message:
 
     def names(self) -> set[str]:
         """The names of all of the message's own header fields, in lower case."""
-        top = self.framing.delivered_to + self.framing.others
-        return {field[1].decode("ascii").lower() for part in (top, self._header) for field in _FIELD.finditer(part)}
+        top = _by_name(self.framing.delivered_to + self.framing.others)
+        return {name.decode("ascii") for name in (*top, *self._own)}
 
     def fields(self, name: str) -> list[bytes]:
         """The raw values of the message's own fields ``name``, those of its framing first.
@@ -334,18 +335,17 @@ class Message:
         A Return-Path below the framing is a sender's invention and is not among them.
         """
         wanted = name.lower().encode("ascii", "replace")
-        top = self.return_path + self.framing.delivered_to + self.framing.others
-        values = _values(top, wanted)
-        return values if wanted == b"return-path" else values + _values(self._header, wanted)
+        values = self._top.get(wanted, [])
+        return list(values) if wanted == b"return-path" else values + self._own.get(wanted, [])
 
     def loops(self, addresses: Sequence[str]) -> bool:
         """Whether a Delivered-To below the framing names one of ``addresses``, byte for byte as qmail-local(8) does."""
         ours = {address.encode("utf-8", "surrogateescape") for address in addresses}
-        return any(value.strip() in ours for value in _values(self._header, b"delivered-to"))
+        return any(value.strip() in ours for value in self._own.get(b"delivered-to", ()))
 
     def received(self) -> float | None:
         """Seconds since the epoch at which the top Received says it came here; None where it does not say."""
-        fields = _values(self._header, b"received")
+        fields = self._own.get(b"received")
         if not fields:
             return None
         from email.utils import mktime_tz, parsedate_tz  # late: most deliveries never ask
@@ -367,6 +367,15 @@ class Message:
                 sum_.update(chunk)
             self._digest = sum_.hexdigest()
         return self._digest
+
+    @functools.cached_property
+    def _top(self) -> dict[bytes, list[bytes]]:
+        return _by_name(self.return_path + self.framing.delivered_to + self.framing.others)
+
+    @functools.cached_property
+    def _own(self) -> dict[bytes, list[bytes]]:
+        """The fields below the framing. Read once: a thousand rules may ask for as many names."""
+        return _by_name(self._header)
 
     def _rest(self) -> Iterator[bytes]:
         pieces = self._pieces()
@@ -441,8 +450,12 @@ def _tag(tag: str, subject: bytes) -> bytes:
     return b" " + words + fold + (b"" if subject.startswith((b" ", b"\t", b"\n", b"\r")) else b" ")
 
 
-def _values(header: bytes, name: bytes) -> list[bytes]:
-    return [field[2] for field in _FIELD.finditer(header) if field[1].lower() == name]
+def _by_name(header: bytes) -> dict[bytes, list[bytes]]:
+    """The raw values of the fields by their names in lower case, each name's in order."""
+    found: dict[bytes, list[bytes]] = {}
+    for field in _FIELD.finditer(header):
+        found.setdefault(field[1].lower(), []).append(field[2])
+    return found
 
 
 def is_passing(error: OSError) -> bool:

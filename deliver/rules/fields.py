@@ -79,7 +79,7 @@ def _address_test(name: str, value: object, place: Place) -> Test:
     def accepts(address: Text) -> bool:
         return any(
             all((text := getattr(reading, part)) is not None and test.accepts(text) for part, test in tests.items())
-            for reading in _readings(address.value)
+            for reading in _readings(address)
         )
 
     return Test(" and ".join(f"{part} {test.words}" for part, test in tests.items()), accepts)
@@ -111,8 +111,13 @@ class _Address(NamedTuple):
     domain: Text | None
 
 
-@functools.lru_cache(maxsize=1000)
-def _readings(value: str) -> tuple[_Address, ...]:
+def _readings(address: Text) -> tuple[_Address, ...]:
+    if not address.parts:
+        address.parts = _parted(address.value)
+    return address.parts
+
+
+def _parted(value: str) -> tuple[_Address, ...]:
     """The parts of an address. "+" begins a detail (RFC 5233), "-" does so under qmail, and whether it does elsewhere
     only the other side knows: "no-reply" is the user "no-reply" as well as "no" with the detail "reply".
     """

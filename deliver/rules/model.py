@@ -80,15 +80,16 @@ class Facts(NamedTuple):
 
 class Text:
     """A value to match: as it stands, and without its case. ``found`` is what patterns were found in it, by whose they
-    are: a text is searched once for all patterns of a file.
+    are: a text is searched once for all patterns of a file. ``parts`` are those of an address, once a rule has asked.
     """
 
-    __slots__ = ("folded", "found", "value")
+    __slots__ = ("folded", "found", "parts", "value")
 
     def __init__(self, value: str) -> None:
         self.value = value
         self.folded = value.casefold()
         self.found: dict[object, frozenset[int]] = {}
+        self.parts: tuple[Any, ...] = ()
 
     @classmethod
     def of(cls, value: str) -> "Text":
