@@ -18,6 +18,7 @@ MOST = 5
 
 _MESSAGE_CAP = 32 * 1024 * 1024  # bytes of a message that is itself encoded
 _BOUNDARIES = 20  # so many, and so many more, that are looked for in texts
+_LONGEST_MARGIN = 100  # bytes before a boundary in its line
 _LONGEST_TAIL = 2000  # bytes of base64 that wait for what follows
 _FIELD = re.compile(rb"([!-9;-~]+)([ \t]*):(.*)", re.DOTALL)
 _NEXT_FIELD = re.compile(rb"\n(?![ \t])")
@@ -64,6 +65,7 @@ class _Doubts(mime.Watch):
         self._tail = b""
         self._boundaries: list[bytes] = []
         self._nearly: re.Pattern[bytes] | None = None
+        self._margin = b""
 
     def header(self, part: mime.Part, block: bytes) -> None:
         """See mime.Watch."""
@@ -72,13 +74,15 @@ class _Doubts(mime.Watch):
         reasons = _in_header(part, block, cap, top=self._top)
         self.found.update(dict.fromkeys(reasons))
         self._top = False
+        # Some programs pass over these before a boundary; and some mail servers put them into what they give back.
+        self._margin = b"" if "multipart/report" in part.inside else b" \t-"
         boundary = part.parameters.get("boundary", "").encode("utf-8", "replace").strip()
-        if part.type.startswith("multipart/") and boundary and boundary not in self._boundaries:
+        # Some programs split whatever has a boundary, of any type.
+        if boundary and boundary not in self._boundaries:
             # The outermost stay, and the last ones: a message with hundreds must not cost hundreds each time.
             self._boundaries[_BOUNDARIES:] = [*self._boundaries[_BOUNDARIES:], boundary][-_BOUNDARIES:]
             names = b"|".join(map(re.escape, self._boundaries))
-            # What stands before is asked behind the hyphens: those are found at the speed of C.
-            self._nearly = re.compile(rb"--(?<![^\r\n]--)(?:%s)(?!--[ \t]*\r?(?:\n|\Z))" % names)
+            self._nearly = re.compile(rb"--(?:%s)(?!--[ \t]*\r?(?:\n|\Z))" % names)
 
     def entered(self, part: mime.Part, boundaries: tuple[bytes, ...], found: bytes | None, *, text: bool) -> None:
         """See mime.Watch."""
@@ -93,7 +97,7 @@ class _Doubts(mime.Watch):
         """See mime.Watch."""
         # RFC 2046 section 5.1.1 has a boundary count whatever follows it in its line; most programs want it alone. Some
         # go on behind the last one. A last one that stands there twice does no harm.
-        if self._nearly and self._nearly.search(piece):
+        if self._nearly and _begins_a_line(self._nearly, piece.replace(b"\0", b""), self._margin):
             self.found["a line that is nearly a boundary"] = None
 
     def body(self, part: mime.Part, piece: bytes) -> None:
@@ -112,6 +116,15 @@ class _Doubts(mime.Watch):
         if self._tail and _BEHIND_PADDING.search(self._tail + b"\n"):
             self.found["base64 behind its end"] = None
         self._tail = b""
+
+
+def _begins_a_line(pattern: "re.Pattern[bytes]", piece: bytes, margin: bytes) -> bool:
+    """Whether the pattern is there, and before it in its line nothing but what is in ``margin``."""
+    for found in pattern.finditer(piece):
+        before = piece[max(found.start() - _LONGEST_MARGIN, 0) : found.start()].rstrip(margin)
+        if not before or before[-1:] in b"\r\n":
+            return True
+    return False
 
 
 def _in_header(part: mime.Part, block: bytes, cap: int, *, top: bool) -> Iterator[str]:
@@ -171,7 +184,7 @@ def _in_fields(part: mime.Part, fields: list[tuple[bytes, bytes, bytes]]) -> Ite
         # Of a disposition only the file's name counts: programs write it twice, attachment and inline.
         plain = b" ".join(_COMMENT.sub(b"", value).lower().split())
         before.add(plain if name != b"content-disposition" else dict(mime.raw_parameters(plain)).get("filename", b""))
-        if len(before - {b""}) > 1:
+        if len(before - ({b""} if name == b"content-disposition" else set())) > 1:
             yield f"more than one {name.decode('ascii').title().replace('Mime', 'MIME')}"
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from deliver import bounds as limits
 from deliver.bounds import Bounds
-from deliver.filetypes import LIBARCHIVE_READS, NOBODY_READS, SOMEWHERE, detect, kind_of
+from deliver.filetypes import ARCHIVES, LIBARCHIVE_READS, NOBODY_READS, SOMEWHERE, detect, kind_of
 from deliver.unpack import Entry
 
 _RAR_7Z_CAB = re.compile(rb"Rar!\x1a\x07(?:\x00|\x01\x00)|7z\xbc\xaf\x27\x1c\x00|MSCF\x00{4}")
@@ -46,7 +46,7 @@ def members(
             bounds.exceed("archives hold too many files")
             return
         bounds.files -= 1
-        if path.endswith("/") or not (path or encrypted):
+        if path.endswith("/") or not (path or encrypted or content):
             continue
         yield Member(path, detect(content[: limits.HEAD]), encrypted, inside, content, kind)
         if inner := kind_of(content, [path]):
@@ -77,9 +77,11 @@ def _embedded(data: bytes, name: str, bounds: Bounds) -> Iterator[Entry]:
 
     Programs that unpack anything hold the same first bytes without an archive behind them.
     """
-    if data.rfind(b"PK\x05\x06", max(len(data) - 0x10015, 0)) >= 0:
+    kinds = {detect(data)} & ARCHIVES
+    for kind in kinds:
+        yield from _entries(data, kind, name, bounds)
+    if "application/zip" not in kinds and data.rfind(b"PK\x05\x06", max(len(data) - 0x10015, 0)) >= 0:
         yield from _entries(data, "application/zip", name, bounds)
-    kinds: set[str] = set()
     for found in _RAR_7Z_CAB.finditer(data):
         at = found.start()
         kind, holds = _HEADERS[found[0][:1]]

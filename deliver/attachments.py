@@ -7,7 +7,19 @@ from typing import NamedTuple
 from deliver import mime
 from deliver.bounds import DEEPEST, Bounds
 from deliver.filenames import invented
-from deliver.filetypes import HEAD, TNEF, detect, extension, is_document, is_letter, is_signed, kind_of, worth_all
+from deliver.filetypes import (
+    BINHEX,
+    HEAD,
+    TNEF,
+    detect,
+    extension,
+    is_document,
+    is_encoding,
+    is_letter,
+    is_signed,
+    kind_of,
+    worth_all,
+)
 
 ARCHIVE_CAP = 32 * 1024 * 1024
 """Bytes of one part that are looked at, decoded."""
@@ -124,22 +136,25 @@ def _walk(chunks: Iterable[bytes], bounds: Bounds, around: tuple[str, ...] = ())
         if not part.complete:
             if is_text and part.type == "text/plain" and not bounds.whole:
                 bounds.exceed("a text is too large to look for files in it")
-            elif bounds.whole or is_uuencoded or (not is_text and worth_all(part.content[:HEAD], names)):
+            elif bounds.whole or _is_whole(part) or (not is_text and worth_all(part.content[:HEAD], names)):
                 bounds.exceed("an archive or a document is too large")
         if not is_text:
-            file = File(names, part.type, detect(part.content[:HEAD]))
-            yield from _file(file, part.content, bounds, around, _ways(part))
+            decoded = False
             if is_uuencoded:
                 from deliver import enclosed
 
                 for name, content in enclosed.files(part.content, bounds):
+                    decoded = True
                     inner = _enclosed(name, content)
                     both = tuple(dict.fromkeys((*names, *inner.names)))
                     yield from _file(inner._replace(names=both, type=part.type), content, bounds, around)
+            if not decoded:
+                file = File(names, part.type, detect(part.content[:HEAD]))
+                yield from _file(file, part.content, bounds, around, _ways(part))
             continue
         where = "/".join((*around[1:], part.type)) if around else ""
         yield _Found(File((), part.type, "", "".join(around[:1]), path=where), part.content, _ways(part), is_text=True)
-        if part.type == "text/plain" and b"begin" in part.content:
+        if b"begin" in part.content or b"BinHex" in part.content:
             from deliver import enclosed
 
             for name, content in enclosed.files(part.content, bounds):
@@ -188,12 +203,22 @@ def _looked(file: File, content: bytes, bounds: Bounds, ways: frozenset[str]) ->
 
 
 def _inside(file: File, content: bytes, bounds: Bounds, around: tuple[str, ...]) -> Iterator[_Found]:
-    """The files in one that is no archive: a message, as it is or signed, or Outlook's wrapper."""
-    is_wrapper, signed = file.detected == TNEF, is_signed(content)
-    if not (is_wrapper or signed) and (not is_letter(file.names) or file.type.startswith("message/")):
+    """The files in one that is no archive: a message, as it is or signed, Outlook's wrapper, or a file as text."""
+    is_wrapper, signed, is_encoded = file.detected == TNEF, is_signed(content), is_encoding(content, file.names)
+    is_message = is_letter(file.names) and not file.type.startswith("message/")
+    if not (is_wrapper or signed or is_encoded or is_message):
         return
     if len(around) > DEEPEST:
         bounds.exceed("archives lie too deep in each other")
+    elif is_encoded:
+        from deliver import enclosed
+
+        found = False
+        for name, inner in enclosed.files(content, bounds):
+            found = True
+            yield from _file(_enclosed(name, inner), inner, bounds, around)
+        if file.detected == BINHEX and not found:
+            bounds.exceed("an archive cannot be read: nothing was found in it")
     elif is_wrapper:
         from deliver import tnef
 
@@ -223,13 +248,20 @@ def _is_text(part: mime.Part) -> bool:
     return part.type in {"text/plain", "text/html"} and part.disposition != "attachment" and not any(part.names)
 
 
+def _is_whole(part: mime.Part) -> bool:
+    """Whether its first bytes never tell what is in it: a message that is encoded, uuencode with a name of its own."""
+    return mime.holds_message(part.type) or part.encoding in mime.UUENCODED
+
+
 def _keep(part: mime.Part) -> int:
-    if (_is_text(part) and part.type == "text/plain") or part.encoding in mime.UUENCODED:
+    if (_is_text(part) and part.type == "text/plain") or _is_whole(part):
         return ARCHIVE_CAP
     first = _TEXT_CAP if part.type.startswith("text/") else HEAD
-    if _is_text(part) or not part.content:
+    if not part.content:
         return first
-    return ARCHIVE_CAP if worth_all(part.content, [base_name(name) for name in part.names]) else first
+    names = [base_name(name) for name in part.names]
+    worth = is_encoding(part.content, names) if _is_text(part) else worth_all(part.content, names)
+    return ARCHIVE_CAP if worth else first
 
 
 def _ways(part: mime.Part) -> frozenset[str]:

@@ -24,9 +24,9 @@ DOCUMENTS = frozenset(
 _CLSID = re.compile(r"\.\{[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}\}")
 _WIDE_GAP = re.compile(r"\S\s{5,}\.[^.\s]+\Z")
 _DIRECTION = re.compile("[\u202a-\u202e\u2066-\u2069]")
-_ODD = re.compile(r"[^!-~]|[\"'<>:]")
+_ODD = re.compile(r"[^!-~]|[\"'<>:|?*]")
 _ENDS = re.compile("[\0\ufffd:]")
-_DROPPED = frozenset(" \"'<>")
+_DROPPED = frozenset(" \"'<>|?*\ufffd")
 _OF_TYPES = {
     **dict.fromkeys(
         "application/x-msdownload application/x-msdos-program application/x-ms-dos-executable application/x-dosexec"

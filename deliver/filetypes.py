@@ -34,7 +34,6 @@ _SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
     (0, b"MSWIM\x00\x00\x00", "application/x-ms-wim"),
     (0, b"vhdxfile", "application/x-vhdx"),
     (0, b"conectix", "application/x-vhd"),
-    (0, b"(This file must be converted with BinHex", "application/mac-binhex40"),
     (0, b"ALZ\x01", "application/x-alz"),
     (0, b"EGGA", "application/x-egg"),
     (257, b"ustar", "application/x-tar"),
@@ -68,15 +67,26 @@ _SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
     (0, b"BM", "image/bmp"),
     (0, b"#!", "text/x-shellscript"),
 )
+# Those that a file with this first byte may have.
+_BY_FIRST = tuple(tuple(one for one in _SIGNATURES if one[0] or one[1][0] == first) for first in range(256))
 _LZH = re.compile(rb".{2}-l[hz][0-9sd]-", re.DOTALL)
 # The properties of `lzma`, a dictionary of full KiB, and the size: unknown, or below 2**40.
 _LZMA = re.compile(rb"\x5d\x00\x00.{2}(?:\xff{8}|.{5}\x00{3})", re.DOTALL)
 # ARJ's technical note: the main header's size, 2600 at most, its fixed part's, and the file type 2 of a main header.
 _ARJ = re.compile(rb"\x60\xea.[\x00-\x0a][\x1e-\x30].{5}\x02", re.DOTALL)
+# cpio's first format, in either order of bytes: its number, eight of 16 bits, and so on to the NUL behind a name.
+_CPIO = re.compile(rb"(?:\xc7\x71|\x71\xc7).{24}[^\x00]{1,256}\x00", re.DOTALL)
+# RFC 8878 section 3.1.2: a frame to be passed over, as pzstd(1) writes.
+_SKIPPABLE = re.compile(rb"[\x50-\x5f]\x2a\x4d\x18")
+_BINHEX = re.compile(rb"\s*\(This file must be converted with BinHex")
+BINHEX = "application/mac-binhex40"
 _WEAK = (
     (_LZH, "application/x-lzh-compressed"),
     (_LZMA, "application/x-lzma"),
     (_ARJ, "application/x-arj"),
+    (_CPIO, "application/x-cpio"),
+    (_SKIPPABLE, "application/zstd"),
+    (_BINHEX, BINHEX),
 )
 _RIFF = frozenset({"image/webp", "audio/vnd.wave", "video/vnd.avi"})
 _HTML = re.compile(rb"(?i)\s*<(?:!doctype html|html|head|body|script)\b")
@@ -95,7 +105,7 @@ def detect(head: bytes) -> str:
     """The media type of a file that begins so; "" for an empty one. ``head`` are its first HEAD bytes or all."""
     if not head:
         return ""
-    for offset, signature, name in _SIGNATURES:
+    for offset, signature, name in _BY_FIRST[head[0]]:
         if head.startswith(signature, offset) and (name not in _RIFF or head.startswith(b"RIFF")):
             return _zip_based(head) if name == "application/zip" else name
     for pattern, name in _WEAK:
@@ -149,12 +159,12 @@ LIBARCHIVE_READS = frozenset(
 )
 NOBODY_READS = frozenset(
     "application/x-ace application/x-arj application/x-zoo application/x-ms-wim application/x-vhdx application/x-vhd "
-    "application/x-alz application/x-egg application/x-udf-image application/mac-binhex40".split()
+    "application/x-alz application/x-egg application/x-udf-image".split()
 )
-_ARCHIVES = PYTHON_READS | LIBARCHIVE_READS | NOBODY_READS
+ARCHIVES = PYTHON_READS | LIBARCHIVE_READS | NOBODY_READS
 
 SOMEWHERE = "somewhere"
-"""The kind of a file in which an archive may begin anywhere: a program that unpacks itself, or an archive by name."""
+"""The kind of a file in which an archive may begin anywhere: a program that unpacks itself, or another by its name."""
 
 PROGRAM = "application/vnd.microsoft.portable-executable"
 OLE = "application/x-ole-storage"
@@ -162,7 +172,14 @@ PDF = "application/pdf"
 TNEF = "application/vnd.ms-tnef"
 
 _SIGNED = b"\x06\x09\x2a\x86\x48\x86\xf7\x0d\x01\x07\x02"  # 1.2.840.113549.1.7.2 (RFC 5652 section 5.1)
-_PACKED = frozenset("zip jar rar r00 7z cab".split())
+_PACKED = {
+    "zip": "application/zip",
+    "jar": "application/java-archive",
+    "rar": "application/vnd.rar",
+    "r00": "application/vnd.rar",
+    "7z": "application/x-7z-compressed",
+    "cab": "application/vnd.ms-cab-compressed",
+}
 _DISKS = frozenset({"iso", "img", "udf"})
 _DOCUMENTS = frozenset(
     "docx docm dotx dotm xlsx xlsm xltx xltm xlsb xlam pptx pptm potx potm ppsx ppsm ppam odt ods odp odg ott ots otp "
@@ -170,6 +187,10 @@ _DOCUMENTS = frozenset(
 )
 _TEXT_DOCUMENTS = frozenset("doc dot xls xlt ppt pot pps rtf xml mht mhtml fodt fods fodp".split())
 _LETTERS = frozenset({"eml", "mht", "mhtml"})
+_ENCODINGS = frozenset({"uu", "uue", "hqx"})
+_ZIPS = frozenset({"application/zip", "application/java-archive"})
+_BEGIN = re.compile(rb"(?m)^begin(?:-base64)?[ \t]+[0-7]{3,7}[ \t]+\S")  # uuencode(5)
+_LZMA_NAMES = frozenset({"lzma", "tlz"})  # its properties may be any: nothing tells it from other bytes
 _SAID = frozenset({"[content_types].xml", "manifest.xml"})
 _OFFICE_XML = re.compile(rb"(?s)\s*<\?xml.{0,1000}(?:mso-application|office:document)")
 _ACTIVE_MIME = re.compile(rb"(?im)^mime-version:.*\n")
@@ -182,12 +203,16 @@ def kind_of(head: bytes, names: Iterable[str]) -> str:
     it as an archive.
     """
     detected = detect(head)
-    if detected in _ARCHIVES:
-        return detected
     ends = {extension(name) for name in names}
+    called = {_PACKED[end] for end in ends if end in _PACKED}
+    if detected in ARCHIVES:
+        # Two archives may be one file: programs open that which its name says, wherever it begins.
+        return detected if not called or detected in called or _ZIPS.issuperset({detected, *called}) else SOMEWHERE
     if head.startswith(b"PK\x03\x04"):
         return "" if ends & _DOCUMENTS else "application/zip"
-    return SOMEWHERE if head and (detected == PROGRAM or ends & _PACKED) else ""
+    if ends & _LZMA_NAMES and head:
+        return "application/x-lzma"
+    return SOMEWHERE if head and (detected == PROGRAM or called) else ""
 
 
 def is_document(head: bytes, names: Iterable[str]) -> bool:
@@ -204,6 +229,13 @@ def is_letter(names: Iterable[str]) -> bool:
     return any(extension(name) in _LETTERS for name in names)
 
 
+def is_encoding(head: bytes, names: Iterable[str]) -> bool:
+    """Whether a file that begins so holds another one that is written as a text."""
+    if any(extension(name) in _ENCODINGS for name in names):
+        return True
+    return detect(head) == BINHEX or (b"begin" in head[:HEAD] and _BEGIN.search(head[:HEAD]) is not None)
+
+
 def is_signed(head: bytes) -> bool:
     """Whether a file that begins so is a message that S/MIME has signed in one piece, or a signature alone."""
     return head[:1] == b"\x30" and _SIGNED in head[:64]
@@ -211,7 +243,9 @@ def is_signed(head: bytes) -> bool:
 
 def worth_all(head: bytes, names: Collection[str]) -> bool:
     """Whether more than the head of a file has to be read, to find what is in it."""
-    if kind_of(head, names) or is_document(head, names) or is_letter(names) or detect(head) == TNEF or is_signed(head):
+    if kind_of(head, names) or is_document(head, names) or is_letter(names) or is_encoding(head, names):
+        return True
+    if detect(head) == TNEF or is_signed(head):
         return True
     # A disk's first 32 KiB are not its file system's; mostly they are empty.
     disk = len(head) >= 512 and (not head.strip(b"\x00") or any(extension(name) in _DISKS for name in names))

@@ -30,11 +30,17 @@ HEADER_CAP = 64 * 1024
 UUENCODED = frozenset({"uuencode", "x-uuencode", "x-uue", "uue"})
 """Encodings of no RFC that mail programs undo all the same. Here they are not: the file's name stands in there, too."""
 
-_MESSAGES = frozenset({"message/rfc822", "message/global", "message/news"})
+_NO_MESSAGES = frozenset(
+    "message/delivery-status message/disposition-notification message/external-body message/feedback-report"
+    " message/global-delivery-status message/global-disposition-notification message/global-headers message/http"
+    " message/imdn+xml message/partial message/s-http message/sip message/sipfrag message/tracking-status".split()
+)
+
 _PIECE = 64 * 1024  # bytes
 _LONGEST_BOUNDARY = 1000  # RFC 2046 section 5.1.1 allows 70, RFC 5322 section 2.1.1 no longer line than 998
 _LONGEST_QUOTED = 10_000  # RFC 2045 section 6.7 allows 76
 _LONGEST_LINE = _LONGEST_BOUNDARY + 50
+_LONGEST_NAME = 80  # of a field; RFC 5322 section 2.1.1 recommends lines of 78
 
 _FIELD = re.compile(rb"(?mi)^(content-(?:type|disposition|transfer-encoding))[ \t]*:((?:.*)(?:\n[ \t].*)*)")
 _PARAMETER = re.compile(rb';\s*([^\s=;]+)\s*=\s*("(?:[^"\\]|\\.)*"|[^;]*)', re.DOTALL)
@@ -43,6 +49,9 @@ _NAME_ANYWHERE = re.compile(rb'(?i)(?<![\w.-])(?:file)?name\s*(?:\([^()]*\)\s*)?
 _SEGMENT = re.compile(r"(.+?)(?:\*([0-9]{1,3}))?(\*)?")
 _ESCAPED = re.compile(rb'\\(["\\])')
 _TYPE = re.compile(r"[^\s/;]+/[^\s/;]+")
+_EMPTY_LINES = re.compile(rb"[\r\n]*")
+_ANY_FIELD = re.compile(rb"[!-9;-~]{1,76}[ \t]*:")
+_SOFT_BREAK = re.compile(rb"=[ \t]+(?=\r?\n)")
 _NOT_BASE64 = bytes(set(range(256)) - set(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/="))
 
 
@@ -92,6 +101,11 @@ class Watch:
         """A piece of what stands before a multipart's first boundary or behind its last."""
 
 
+def holds_message(kind: str) -> bool:
+    """Whether what is of this media type is a message; programs take types that nobody has registered for one, too."""
+    return kind.startswith("message/") and kind not in _NO_MESSAGES
+
+
 def parts(chunks: Iterable[bytes], keep: Keep, watch: Watch | None = None) -> Iterator[Part]:
     """The parts of the message in ``chunks``, in order."""
     return _parts(chunks, keep, (), watch or Watch())
@@ -105,12 +119,17 @@ def pieces(content: bytes) -> Iterator[bytes]:
 def _parts(chunks: Iterable[bytes], keep: Keep, around: tuple[str, ...], watch: Watch) -> Iterator[Part]:
     reader = _Reader(chunks)
     levels = _Levels(around)
+    enclosed = bool(around)
     for number in range(MOST_PARTS):
-        block = reader.header(levels.pattern_of_header, HEADER_CAP if number else TOP_HEADER_CAP)
+        cap = HEADER_CAP if number else TOP_HEADER_CAP
+        block = reader.header(levels.pattern_of_header, cap)
+        if enclosed and not block and not reader.ended and reader.field_follows():
+            block = reader.header(levels.pattern_of_header, cap)
+        enclosed = False
         part = _part(_fields(block), levels.types)
         watch.header(part, block)
         boundary = part.parameters.get("boundary", "").encode("utf-8", "replace")
-        is_message = part.type in _MESSAGES
+        is_message = holds_message(part.type)
         plain = part.encoding not in {"base64", "quoted-printable"}
         if reader.ended or not ((part.type.startswith("multipart/") and boundary) or (is_message and plain)):
             content = _Content(part, keep)
@@ -131,6 +150,7 @@ def _parts(chunks: Iterable[bytes], keep: Keep, around: tuple[str, ...], watch: 
         elif is_message:
             yield part
             levels.enter(part.type, b"")
+            enclosed = True
             continue
         else:
             levels.enter(part.type, boundary)
@@ -229,6 +249,15 @@ class _Reader:
             block += piece[: max(cap - len(block), 0)]
         return bytes(block)
 
+    def field_follows(self) -> bool:
+        """Whether a field of a header comes next, behind empty lines, which are passed over."""
+        while True:
+            found = _EMPTY_LINES.match(self._buffer, self._at)
+            self._at = found.end() if found else self._at
+            if self._done or len(self._buffer) - self._at >= _LONGEST_NAME:
+                return _ANY_FIELD.match(self._buffer, self._at) is not None
+            self._fill(self._at)
+
     @property
     def ended(self) -> bool:
         """Whether the header just read had no body behind it: the message was at its end, or a boundary came."""
@@ -291,13 +320,22 @@ def _plain(raw: bytes, _last: bool) -> tuple[bytes, bytes]:
 
 def _base64(raw: bytes, last: bool) -> tuple[bytes, bytes]:
     *pieces, tail = raw.translate(None, _NOT_BASE64).split(b"=")
-    whole = len(tail) if last else len(tail) - len(tail) % 4
     decoded = []
-    for piece in (*pieces, tail[:whole]):
-        if piece:
-            letters = piece[:-1] if len(piece) % 4 == 1 else piece  # six bits are no byte
-            decoded.append(binascii.a2b_base64(letters + b"=" * (-len(letters) % 4)))
-    return b"".join(decoded), tail[whole:]
+    run = b""
+    for piece in pieces:
+        run += piece
+        if len(run) % 4 >= 2:  # only there padding means something
+            decoded.append(_letters(run))
+            run = b""
+    run += tail
+    whole = len(run) if last else len(run) - len(run) % 4
+    decoded.append(_letters(run[:whole]))
+    return b"".join(decoded), run[whole:]
+
+
+def _letters(run: bytes) -> bytes:
+    letters = run[:-1] if len(run) % 4 == 1 else run  # six bits are no byte
+    return binascii.a2b_base64(letters + b"=" * (-len(letters) % 4))
 
 
 def _quoted(raw: bytes, last: bool) -> tuple[bytes, bytes]:
@@ -305,13 +343,15 @@ def _quoted(raw: bytes, last: bool) -> tuple[bytes, bytes]:
     if not end and len(raw) > _LONGEST_QUOTED:
         cut = raw.find(b"=", len(raw) - 3)
         end = cut if cut > 0 else len(raw)
-    return binascii.a2b_qp(raw[:end]), raw[end:]
+    # RFC 2045 section 6.7, rule 3: blanks at a line's end were added on the way.
+    return binascii.a2b_qp(_SOFT_BREAK.sub(b"=", raw[:end])), raw[end:]
 
 
 def _fields(block: bytes) -> dict[bytes, bytes]:
     found: dict[bytes, bytes] = {}
     for field in _FIELD.finditer(block.replace(b"\r\n", b"\n")):
-        found.setdefault(field[1].lower(), field[2])
+        if field[2].strip():  # programs pass over one that says nothing
+            found.setdefault(field[1].lower(), field[2])
     return found
 
 

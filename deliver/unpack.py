@@ -15,6 +15,7 @@ _PIECE = 64 * 1024  # bytes, packed
 _STEP = 1024 * 1024  # bytes, unpacked
 _BLOCK = 512
 _PAX_PATH = re.compile(rb"(?:\A|\n)[0-9]+ path=([^\n]*)\n")
+_PADDING = re.compile(rb"\x00*")  # the .xz file format 1.2.1, section 2.2; gzip's on tapes
 _TRAILER = 8  # bytes behind what gzip compresses
 _MAGIC = {"application/gzip": b"\x1f\x8b", "application/x-bzip2": b"BZh", "application/x-xz": b"\xfd7zXZ\x00"}
 
@@ -96,18 +97,24 @@ def compressed(data: bytes, kind: str, name: str, bounds: Bounds) -> Iterator[En
     if used:
         # RFC 1952 section 2.2: several in a row are one; bzip2(1) and xz(1) have it so, too.
         pieces = [content]
-        at = start + used + (_TRAILER if kind == "application/gzip" else 0)
+        at = _next_stream(data, start + used, kind)
         while data.startswith(_MAGIC[kind], at) and bounds.bytes > 0 and not bounds.late():
             start, _ = _front(data, kind, at)
             content, used = some(new(), memoryview(data)[start:], limits.UNPACKED_CAP, bounds)
             pieces.append(content)
             if not used:
                 break
-            at = start + used + (_TRAILER if kind == "application/gzip" else 0)
+            at = _next_stream(data, start + used, kind)
         content = b"".join(pieces)
     elif len(content) == limits.HEAD:
         _probe(new(), memoryview(data)[start:], bounds)
     yield Entry(name or "data", False, content)  # a file without a name is one all the same
+
+
+def _next_stream(data: bytes, at: int, kind: str) -> int:
+    """Where the next of several in a row would begin: behind the sum of this one, and behind padding."""
+    found = _PADDING.match(data, at + (_TRAILER if kind == "application/gzip" else 0))
+    return found.end() if found else len(data)
 
 
 def _probe(unpacking: Any, packed: memoryview, bounds: Bounds) -> None:
@@ -168,7 +175,8 @@ def tar(data: bytes, bounds: Bounds) -> Iterator[Entry]:
     while at + _BLOCK <= len(data) and not bounds.late():
         header = data[at : at + _BLOCK]
         if not header.strip(b"\x00"):
-            return
+            at += _BLOCK  # its end; but behind that there may be another
+            continue
         size = _octal(header[124:136])
         content = data[at + _BLOCK : at + _BLOCK + size]
         if len(content) < size:

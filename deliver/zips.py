@@ -4,6 +4,7 @@ A damaged or forged archive shows different files to different programs (APPNOTE
 so its directory at the end counts as well as the headers before each file, wherever they stand.
 """
 
+import re
 import struct
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ _LONGEST_END = 22 + 0xFFFF
 _ENCRYPTED = 0x01 | 0x40 | 0x2000  # with a password, strongly, and names, too (APPNOTE.TXT section 4.4.4)
 _AES = 99
 _UTF8 = 0x800
+_NEXT = re.compile(rb"PK(?:\x07\x08|\x03\x04|\x01\x02)")
 _UNKNOWN = {0, 0xFFFFFFFF}
 
 
@@ -90,7 +92,10 @@ def _listed(data: bytes, bounds: Bounds) -> dict[int, _Listed]:
         if 0xFFFFFFFF in {packed, full, place}:
             more = data[at + 46 + name : at + 46 + name + extra]
             full, packed, place = _wide(more, full, packed, place)
-        found[place + start - offset] = _Listed(packed, full)
+        place += start - offset
+        if place < 0 or not data.startswith(_LOCAL, place):
+            bounds.exceed("an archive is damaged: a file is not where its directory says")
+        found[place] = _Listed(packed, full)
         at += 46 + name + extra + comment
         number += 1
     if number & 0xFFFF != count & 0xFFFF and number < 2 * limits.MOST_FILES:
@@ -128,8 +133,8 @@ def _field(extra: bytes, kind: int) -> bytes:
 
 def _until_next(data: bytes, start: int) -> int:
     """The size of what says nowhere how large it is: up to the next header."""
-    ends = (data.find(mark, start) for mark in (b"PK\x07\x08", _LOCAL, _CENTRAL))
-    return min((end for end in ends if end >= 0), default=len(data)) - start
+    found = _NEXT.search(data, start)
+    return max((found.start() if found else len(data)) - start, 0)
 
 
 def _content(data: bytes, start: int, size: int, method: int, path: str, bounds: Bounds) -> Unpacked:

@@ -151,6 +151,8 @@ def test_encrypted_entries_are_told() -> None:
         (tarred(("x", b"y")), [], "application/x-tar"),
         (b"%PDF-1.4", ["a.zip"], "somewhere"),
         (b"%PDF-1.4", ["a.pdf"], ""),
+        (tarred(("x", b"y")), ["a.zip"], "somewhere"),
+        (zipped(("x", b"y")), ["a.jar"], "application/zip"),
         (b"", ["a.zip"], ""),
     ],
 )
@@ -169,6 +171,7 @@ def test_what_is_opened_as_an_archive(head: bytes, names: list[str], kind: str) 
         ),
         (zipped(("META-INF/MANIFEST.MF", b"")), "application/java-archive"),
         (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "application/x-ole-storage"),
+        (b"\x50\x2a\x4d\x18\x04\0\0\0abcd\x28\xb5\x2f\xfd", "application/zstd"),  # RFC 8878 section 3.1.2
         (b"RIFF\0\0\0\0WEBP", "image/webp"),
         (b"XXXX\0\0\0\0WEBP", "application/octet-stream"),
         (b"<!DOCTYPE HTML><html>", "text/html"),

@@ -66,6 +66,8 @@ NAMES = {
     "a folded line in it": b'filename="a.\n exe"',
     "a tab in it": b'filename="a.e\txe"',
     # Windows' best-fit tables (bestfit1252.txt) make ASCII of these.
+    "what Windows forbids": b'filename="a.e|xe?"',
+    "a NUL in its end": b"filename*=utf-8''a.e%00xe",
     "wide letters": 'filename="a.\uff45\uff58\uff45"'.encode(),
     "a wide dot": 'filename="a\uff0eexe"'.encode(),
     "a blank of no width": 'filename="a.e\u200bxe"'.encode(),
@@ -112,6 +114,13 @@ def message(inner: bytes) -> bytes:
     return HEADER + b"MIME-Version: 1.0\n" + inner
 
 
+# The first bytes of a program, written by Perl's Convert::BinHex 1.125.
+BINHEX = b"""(This file must be converted with BinHex 4.0)
+:"@%ZCAKP!%&38%`r2cmr!!!!!!"!!!!!!`JY69U3!!!!!3)$"!8'"`J*#JX-$3i
+2%"%5%a39&KFB'4SE("dH(b!K)L-N*5BR+#NU+b`Y,Lm`-6)c0$8f0cJj1MXPAR*
+PF`a$:
+"""
+
 EXE = b'attachment; filename="a.exe"'
 LETTER = mixed(part(EXE), boundary=b"inner")
 
@@ -123,6 +132,22 @@ WAYS = {
     "no name and a zip's type": mixed(part(b"attachment", b"application/zip", b"xyz" + zipped("a.exe", PROGRAM))),
     "an empty line before a message": mixed(part(b"attachment; filename=a.eml", OCTETS, b"\n\n" + LETTER)),
     "a message for news": mixed(b"Content-Type: message/news\n\n" + LETTER),
+    "a message of no registered type": mixed(b"Content-Type: message/x-mail\n\n" + LETTER),
+    "empty lines before a message": mixed(b"Content-Type: message/rfc822\n\n\n\n" + LETTER),
+    "behind a long text in a message in base64": mixed(
+        b"Content-Type: message/rfc822\nContent-Transfer-Encoding: base64\n\n"
+        + base64.encodebytes(mixed(b"Content-Type: text/plain\n\n" + b"hello\n" * 20_000, part(EXE), boundary=b"inner"))
+    ),
+    "uuencode without a mode": HEADER + b"\n" + uuencoded(b"a.exe", PROGRAM).replace(b"begin 644", b"begin "),
+    "uuencode with a long mode": HEADER + b"\n" + uuencoded(b"a.exe", PROGRAM).replace(b"644", b"00100644"),
+    "uuencode with empty lines": HEADER + b"\n" + uuencoded(b"a.exe", PROGRAM).replace(b"\n", b"\n\n"),
+    "uuencode with CR for LF": HEADER + b"\n" + uuencoded(b"a.exe", PROGRAM).replace(b"\n", b"\r"),
+    "uuencode in a text that is attached": mixed(
+        b"Content-Type: text/plain; name=a.txt\n\nhello\n" + uuencoded(b"a.exe", PROGRAM)
+    ),
+    "uuencode in HTML": mixed(b"Content-Type: text/html\n\n<pre>\n" + uuencoded(b"a.exe", PROGRAM)),
+    "BinHex": HEADER + b"\nhello\n\n" + BINHEX,
+    "BinHex that is attached": mixed(part(b"attachment; filename=a", data=BINHEX)),
 }
 
 
@@ -139,6 +164,16 @@ AMBIGUOUS = {
     "a boundary and a control character": (MIXED + FIRST + b"--b\x0b\n" + BEHIND, "a line that is nearly a boundary"),
     "a last boundary and more": (MIXED + b"--b--x\n" + BEHIND, "a line that is nearly a boundary"),
     "a boundary behind a CR": (MIXED + FIRST + b"hello\r--b\r" + BEHIND, "a line that is nearly a boundary"),
+    "a boundary behind a NUL": (MIXED + FIRST + b"\0--b\n" + BEHIND, "a line that is nearly a boundary"),
+    "a boundary behind a blank": (MIXED + FIRST + b" \t--b\n" + BEHIND, "a line that is nearly a boundary"),
+    "a boundary in a text": (
+        b"Content-Type: text/plain; boundary=b\n\n" + FIRST + b"--b\n" + BEHIND,
+        "a line that is nearly a boundary",
+    ),
+    "a type, and one before it that says nothing": (
+        b"Content-Type:\nContent-Type: multipart/mixed; boundary=b\n\n" + FIRST + b"--b\n" + BEHIND,
+        "more than one Content-Type",
+    ),
     "a boundary behind the last": (MIXED + FIRST + b"--b--\n--b\n" + BEHIND, "a line that is nearly a boundary"),
     "a type in quotes": (
         b'Content-Type: "multipart/mixed"; boundary=b\n\n' + FIRST + b"--b\n" + BEHIND,
@@ -176,8 +211,9 @@ def test_a_message_that_programs_read_in_another_way(how: str) -> None:
         MIXED + FIRST + b"--b--\n-- \nlist@example.org\n",
         MIXED + b"--b\nContent-Type: multipart/alternative; boundary=bb\n\n--bb\n\nhello\n--bb--\n\n--b--\n",
         MIXED + b"--b\n\nhe wrote:\n> --b\n--c\n--b--\n",
+        b"Content-Type: text/html; boundary=b\n\n<p>a boundary that is nowhere</p>\n",
     ],
-    ids=range(4),
+    ids=range(5),
 )
 def test_lines_that_look_like_boundaries_and_are_none(inner: bytes) -> None:
     assert judged(message(inner)) == set()

@@ -84,7 +84,9 @@ def test_the_same_texts_as_python_finds_in_most_real_mail() -> None:
         (b"base64", b"SGVsbG8=\nSGVsbG8=\n", b"HelloHello"),
         (b"base64", b"SGVsbG8=\n\nA footer that a list adds", b"Hello\x00"),
         (b"base64 (so)", b"SGVsbG8=", b"Hello"),
+        (b"base64", b"SGVsb=\nG8=\n", b"Hello"),  # padding where none can be: Python's and Perl's decoders pass over it
         (b"quoted-printable", b"a=3Db=\nc=E4=zz\n", b"a=bc\xe4=zz\n"),
+        (b"quoted-printable", b"a= \t\nb=\t\r\nc = d\n", b"abc = d\n"),  # RFC 2045 section 6.7, rule 3
         (b"7bit", b"SGVsbG8=\n", b"SGVsbG8=\n"),
         (b"x-unknown", b"SGVsbG8=\n", b"SGVsbG8=\n"),
     ],
@@ -161,6 +163,24 @@ def test_a_message_in_base64_is_read() -> None:
     inner = base64.encodebytes(b"Subject: x\nContent-Type: a/b\n\ninner\n")
     raw = b"Content-Type: message/rfc822\nContent-Transfer-Encoding: base64\n\n" + inner
     assert [(one.type, one.content) for one in all_parts(raw)][1:] == [("a/b", b"inner\n")]
+
+
+@pytest.mark.parametrize("blank", [b"\n", b"\r\n", b"\n\r\n\n"])
+@pytest.mark.parametrize("kind", [b"message/rfc822", b"message/global", b"message/x-unknown"])
+def test_a_message_begins_at_its_first_field(blank: bytes, kind: bytes) -> None:
+    raw = b"Content-Type: " + kind + b"\n\n" + blank + b"Subject: x\nContent-Type: text/html\n\n<p>hello\n"
+    assert [(part.type, part.content) for part in all_parts(raw)][1:] == [("text/html", b"<p>hello\n")]
+    assert all_parts(raw, 1) == all_parts(raw)
+
+
+def test_a_message_without_fields_is_its_text() -> None:
+    found = all_parts(b"Content-Type: message/rfc822\n\n\n\nhello there\n\nand more\n")
+    assert [(part.type, part.content) for part in found][1:] == [("text/plain", b"hello there\n\nand more\n")]
+
+
+def test_a_field_that_says_nothing_is_passed_over() -> None:
+    found = all_parts(b"Content-Type:\nContent-Type: text/html\nContent-Type: text/csv\n\nhello\n")
+    assert [part.type for part in found] == ["text/html"]
 
 
 def test_only_what_is_wanted_is_kept() -> None:

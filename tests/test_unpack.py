@@ -1,17 +1,23 @@
 """Archives that the system's libarchive reads, in a child that can do nothing else; made by the programs themselves."""
 
 import ctypes
+import gzip
+import io
+import lzma
 import os
 import struct
 import subprocess
 import sys
 import threading
+import time
+import zipfile
 import zlib
 from pathlib import Path
 
 import packed
 import pytest
 import servers
+from tricks import tarred
 
 from deliver import libarchive, limited
 from deliver.archives import Member, members
@@ -22,12 +28,23 @@ EXE = b"MZ\x90\x00" + bytes(range(256)) * 20
 FILES = {"one.txt": b"text\n", "dir/two.exe": EXE, "K\xe4se.pdf": b"%PDF-1.7\n"}
 HERE = str(Path(__file__).resolve().parent.parent)
 
+TAR = tarred("evil.exe", EXE)
+ZIP = packed.zip_of(b"evil.exe", EXE, len(EXE), method=0)
+LZMA1 = [{"id": lzma.FILTER_LZMA1, "lc": 0, "lp": 2, "pb": 0, "dict_size": 1 << 16}]
+WRAPPED = {
+    "lzma with other properties": (lzma.compress(TAR, lzma.FORMAT_ALONE, filters=LZMA1), "a.tar.lzma"),
+    "a zip behind a gzip": (gzip.compress(b"hello") + ZIP, "a.zip"),
+    "a zip behind a tar": (tarred("a.txt", b"hello") + ZIP, "a.zip"),
+    "a tar behind the end of another": (tarred("a.txt", b"hello") + TAR, "a.tar"),
+}
+
 MAKERS: dict[str, list[str]] = {
     "a.7z": ["7zz", "a", "-bd", "-y", "{to}", "."],
     "solid.7z": ["7zz", "a", "-bd", "-y", "-ms=on", "-mx=9", "{to}", "."],
     "a.iso": ["xorriso", "-as", "mkisofs", "-quiet", "-J", "-R", "-o", "{to}", "."],
     "a.cab": ["gcab", "-c", "{to}", "one.txt", "dir/two.exe", "K\xe4se.pdf"],
     "a.cpio": ["bsdtar", "-cf", "{to}", "--format=newc", "."],
+    "old.cpio": ["bsdtar", "-cf", "{to}", "--format=bin", "."],
     "a.xar": ["bsdtar", "-cf", "{to}", "--format=xar", "."],
     "a.tar.zst": ["bsdtar", "-cf", "{to}", "--zstd", "."],
     "a.tar.lz": ["bsdtar", "-cf", "{to}", "--lzip", "."],
@@ -336,6 +353,46 @@ def test_gzip_in_a_row_is_one() -> None:
     found, unread = look(member(zipped[:10]) + member(zipped[10:]), "a.zip.gz")
     assert [one.path for one in found] == ["a.zip", "evil.exe"]
     assert unread == ""
+
+
+def test_padding_between_several_in_a_row() -> None:
+    """The .xz file format, section 2.2: NULs, four at a time."""
+    tar = b"".join(lzma.compress(piece) + bytes(8) for piece in (TAR[:700], TAR[700:]))
+    found, unread = look(tar, "a.tar.xz")
+    assert [one.path for one in found] == ["a.tar", "evil.exe"]
+    assert unread == ""
+
+
+@pytest.mark.parametrize(("data", "name"), WRAPPED.values(), ids=WRAPPED)
+def test_what_its_first_bytes_do_not_tell(data: bytes, name: str) -> None:
+    assert "evil.exe" in [one.path for one in look(data, name)[0]]
+
+
+def test_a_zip_whose_files_are_not_where_it_says_is_damaged() -> None:
+    """Programs that repair archives find such a file by the directory."""
+    whole = packed.zip_of(b"evil.exe", EXE, len(EXE), method=0)
+    found, unread = look(whole[1:], "a.zip")
+    assert [one.path for one in found] == ["evil.exe"]
+    assert "not where its directory says" in unread
+
+
+def test_a_file_without_a_name_may_hold_others() -> None:
+    inner = packed.zip_of(b"evil.exe", EXE, len(EXE), method=0)
+    found, _ = look(packed.zip_of(b"", inner, len(inner), method=0))
+    assert [one.path for one in found] == ["", "evil.exe"]
+
+
+def test_many_empty_files_take_no_time() -> None:
+    """Each says nowhere how large it is; the next header is near."""
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as file:
+        for number in range(5000):
+            file.writestr(f"{number}.txt", b"")
+        file.writestr("large", bytes(20_000_000))
+    begun = time.process_time()
+    found, unread = look(archive.getvalue(), "a.zip")
+    assert time.process_time() - begun < 1.5
+    assert (len(found), unread) == (5001, "")
 
 
 def test_libarchive_is_there() -> None:
