@@ -311,6 +311,9 @@ def _archives(desk: Desk, paths: tuple[str, ...]) -> Generator[Archive | str]:
 @click.option("--recipient", default="", help="Only mail for such recipients, a glob: *@example.org.")
 @click.option("--reason", default="", help="Only mail held for such reasons, a glob.")
 @click.option("--dry-run", is_flag=True, help="Only say what would go.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="With --dry-run: one object a line, as list has it, and its state."
+)
 @click.pass_obj
 def expire(
     desk: Desk,
@@ -320,6 +323,7 @@ def expire(
     reason: str,
     *,
     dry_run: bool,
+    as_json: bool,
 ) -> None:
     """Delete what was held for longer than the configuration says. For cron; silent unless --dry-run.
 
@@ -331,7 +335,8 @@ def expire(
         old = list(_old(desk.settings.quarantine, index, wanted, keep))
         if dry_run:
             for state, row in old:
-                click.echo(f"{row.id}  {state}  {safe(row.recipient)}  {safe(row.subject)}")
+                words = f"{row.id}  {state}  {safe(row.recipient)}  {safe(row.subject)}"
+                click.echo(json.dumps({**row._asdict(), "state": state}) if as_json else words)
             return 0
         failed = 0
         with bar(len(old), "expiring") as progress:
@@ -413,33 +418,39 @@ def _digest(settings: Config, one: digests.Digest, known: digests.Memory, *, dry
 
 @cli.command()
 @click.option("--repair", "mend", is_flag=True, help="Mend what can be mended.")
+@click.option("--json", "as_json", is_flag=True, help="One object a line for each fault: text, mended.")
 @click.pass_obj
-def verify(desk: Desk, *, mend: bool) -> None:
+def verify(desk: Desk, *, mend: bool, as_json: bool) -> None:
     """Check every message against its envelope. Ends with 1 if something is wrong and was not mended."""
     archive = desk.archive
+    wrong = 0
+
+    def say(text: str, *, mended: bool = False) -> None:
+        nonlocal wrong
+        wrong += not mended
+        click.echo(json.dumps({"text": text, "mended": mended}) if as_json else safe(text))
+
     with _index(archive) as index:
         if mend:
             for line in repair(archive, index.needed, QUEUE_LIFETIME):
                 archive.note(time=time.time(), who=_who(), did="repair", what=line)
-                click.echo(line)
+                say(line, mended=True)
         orphans = archive.collect(index.referenced, remove=False)
-        found = [f"{id_}: the envelope cannot be read: {words}" for id_, words in index.damaged]
-        found += [
-            f"{name}: nobody's envelope names it (a crash; the mail server has it still)" for name in sorted(orphans)
-        ]
-        found += [f"{id_}: is being released, or that was interrupted" for id_ in archive.ids("releasing")]
-        for line in found:
-            click.echo(safe(line))
+        for id_, words in index.damaged:
+            say(f"{id_}: the envelope cannot be read: {words}")
+        for name in sorted(orphans):
+            say(f"{name}: nobody's envelope names it (a crash; the mail server has it still)")
+        for id_ in archive.ids("releasing"):
+            say(f"{id_}: is being released, or that was interrupted")
         ids = archive.ids()
         with bar(len(ids), "verifying") as progress:
             for id_ in ids:
                 if line := unsound(archive, id_):
-                    found.append(line)
-                    click.echo(safe(line))
+                    say(line)
                 progress.update(1)
-    if not found:
+    if not wrong and not as_json:
         click.echo(f"{archive.path}: sound")
-    raise SystemExit(1 if found else 0)
+    raise SystemExit(1 if wrong else 0)
 
 
 def _read(archive: Archive, id_: str) -> Held:

@@ -126,6 +126,17 @@ def test_expire_goes_on_where_others_are_faster(archive: Archive, maildir: Path)
     assert {id_ for id_, _ in did} == set(ids)
 
 
+def test_faults_and_what_would_go_for_programs(archive: Archive, maildir: Path) -> None:
+    one = put(archive, held(maildir, time=time.time() - 31 * DAY))
+    (line,) = run(maildir, "expire", "--dry-run", "--json").stdout.splitlines()
+    (listed,) = run(maildir, "list", "--json").stdout.splitlines()
+    assert json.loads(line) == json.loads(listed) | {"state": "held"}
+    assert run(maildir, "verify", "--json").stdout == ""
+    (Path(archive.path) / one.body).write_bytes(b"")
+    (fault,) = map(json.loads, run(maildir, "verify", "--json").stdout.splitlines())
+    assert (one.id in fault["text"], fault["mended"]) == (True, False)
+
+
 def test_one_mailbox_in_trouble_does_not_stop_the_others(tmp_path: Path) -> None:
     """`quarantine expire PATH` goes through all of them."""
     stores = []
