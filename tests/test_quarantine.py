@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from click.testing import CliRunner
 from deliver import tree
 from quarantine.commands import cli
 from quarantine.files import Files
-from quarantine.release import NotReleased, delete, release, repair
+from quarantine.release import NotReleased, delete, release
 from quarantine.sqlite import Index, Search
 from quarantine.store import Archive, Held
 
@@ -56,10 +55,9 @@ def maildir(tmp_path: Path) -> Path:
     return tmp_path / "Maildir"
 
 
-@pytest.fixture(params=["files"])
-def archive(request: pytest.FixtureRequest, tmp_path: Path) -> Archive:
-    """A store; a second backend joins here and must pass the same tests."""
-    assert request.param == "files"
+@pytest.fixture
+def archive(tmp_path: Path) -> Archive:
+    """The store of plain files; what every store must do is in test_store."""
     return Files(str(tmp_path), "quarantine")
 
 
@@ -71,23 +69,6 @@ def run(
     if config:
         command[3:3] = ["--config", str(config)]
     return subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "PATH": path})
-
-
-def test_what_was_put_is_there(archive: Archive, maildir: Path) -> None:
-    """Byte for byte, with its envelope."""
-    one = put(archive, held(maildir))
-    assert archive.ids() == [one.id]
-    assert archive.read(one.id) == one
-    assert b"".join(archive.chunks(one)) == BODY
-    assert one.size == len(BODY)
-
-
-def test_what_was_aborted_is_not(archive: Archive, maildir: Path) -> None:
-    """Nor is anything left of it."""
-    archive.prepare(held(maildir), [BODY]).abort()
-    assert archive.ids() == []
-    assert archive.bodies() == {}
-    assert archive.sweep(0) == []
 
 
 PUT = """
@@ -124,40 +105,6 @@ def test_a_poor_file_system_is_good_enough(maildir: Path, call: str, error: str)
     assert os.listdir(maildir / "quarantine" / "tmp") == []
 
 
-def test_a_body_goes_with_its_last_envelope(archive: Archive, maildir: Path) -> None:
-    """Two recipients, one file."""
-    one, two = put(archive, held(maildir)), put(archive, held(maildir, recipient="else@example.org"))
-    assert len(archive.bodies()) == 1
-    index = Index(archive)
-    delete(archive, one.id, "me")
-    assert archive.collect(index.referenced) == []
-    assert b"".join(archive.chunks(archive.read(two.id))) == BODY
-    delete(archive, two.id, "me")
-    assert archive.collect(index.referenced) == [two.body]
-    index.close()
-
-
-def test_no_body_goes_while_an_envelope_is_added(archive: Archive, maildir: Path) -> None:
-    """Deliveries and the removal of bodies in turn, many times: no envelope ever loses its message."""
-    index_thread_done = threading.Event()
-
-    def collect() -> None:
-        index = Index(archive)
-        while not index_thread_done.is_set():
-            archive.collect(index.referenced)
-        index.close()
-
-    put(archive, held(maildir))
-    collector = threading.Thread(target=collect)
-    collector.start()
-    for _ in range(60):
-        one = put(archive, held(maildir))
-        assert b"".join(archive.chunks(one)) == BODY
-        delete(archive, one.id, "me")
-    index_thread_done.set()
-    collector.join()
-
-
 def test_release_delivers_to_where_it_was_going(archive: Archive, maildir: Path) -> None:
     """Our lines, then the message, with one Return-Path; into a folder that is made if need be; and counted."""
     (maildir / "maildirsize").write_text("100000S\n           0            0\n")
@@ -190,49 +137,6 @@ def test_a_release_does_not_look_at_the_others(
     release(archive, one.id, "me")
     monkeypatch.undo()
     assert len(list((maildir / "new").iterdir())) == 1
-
-
-def test_two_who_release_at_once_deliver_once(archive: Archive, maildir: Path) -> None:
-    """Whoever moves the envelope first."""
-    one = put(archive, held(maildir))
-    outcomes: list[str] = []
-
-    def try_it() -> None:
-        try:
-            release(archive, one.id, "me")
-            outcomes.append("released")
-        except NotReleased:
-            outcomes.append("not")
-
-    threads = [threading.Thread(target=try_it) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(outcomes) == ["not"] * 7 + ["released"]
-    assert len(list((maildir / "new").iterdir())) == 1
-
-
-def test_a_release_that_fails_leaves_it_held(archive: Archive, tmp_path: Path) -> None:
-    """The mailbox is gone."""
-    one = put(archive, held(tmp_path / "nowhere"))
-    with pytest.raises(NotReleased, match="still held"):
-        release(archive, one.id, "me")
-    assert archive.ids() == [one.id]
-
-
-def test_an_interrupted_release_is_taken_back(archive: Archive, maildir: Path) -> None:
-    """A crash between the claim and the delivery; a release in work is left alone."""
-    one = put(archive, held(maildir, time=time.time() - DAY))
-    archive.move(one.id, "held", "releasing")
-    index = Index(archive)
-    assert list(repair(archive, index.referenced, DAY)) == []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("quarantine.release.INTERRUPTED", 0.0)
-        (said,) = repair(archive, index.referenced, DAY)
-    assert "interrupted" in said
-    assert archive.ids() == [one.id]
-    index.close()
 
 
 def test_an_id_leads_nowhere_else(archive: Archive, maildir: Path) -> None:
