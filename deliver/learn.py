@@ -31,7 +31,10 @@ _HEAD = 64 * 1024  # bytes in which our own header lines stand
 _NANO = 1_000_000_000
 _SPAM_FOLDER = re.compile(r"(?i)(?:spam|junk(?:[ -]?e?-?mail)?)(?:\..*)?")
 """What mail programs make on their own, beside the configured one."""
-_SPEAKS_OF_SPAM = re.compile(r"(?i)spam|junk")
+_SPEAKS_OF_SPAM = re.compile(
+    r"(?i)spam|junk|unerw.*nscht|ind.*sirable|no deseado|indesiderat|ongewenst|lixo|skr.*ppost|u.*nsket"
+)
+"""Also in other languages' Outlook; a letter beyond ASCII is several on disk (RFC 3501 section 5.1.3)."""
 
 Teach = Callable[[Content, str, bool], bool]
 """Tells spamd of a message, for a recipient, that it is spam or not; whether it learned anything. Raises Deferred."""
@@ -121,7 +124,7 @@ def _stance(config: Config, own: Personal) -> Callable[[str], str]:
             return ""
         if folder == spam or folder.startswith(f"{spam}.") or _SPAM_FOLDER.fullmatch(folder):
             return "spam"
-        if _SPEAKS_OF_SPAM.search(folder):  # "Lists.spamassassin", "Spam-2019": nobody knows
+        if _SPEAKS_OF_SPAM.search(folder):  # "Lists.spamassassin", "Spam-2019", "Courrier indésirable": nobody knows
             return ""
         return "" if any(fnmatchcase(folder.lower(), one.lower()) for one in config.learn.ignore) else "ham"
 

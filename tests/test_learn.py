@@ -71,6 +71,7 @@ class Mailbox:
         """A message in a folder's part, with header lines of ours."""
         self.number += 1
         words = subject or f"number {self.number}"
+        (self.maildir / where).mkdir(parents=True, exist_ok=True)
         path = self.maildir / where / f"{self.number}.P1.{self.home.name}{info}"
         path.write_text(
             f"Return-Path: <a@example.net>\nDelivered-To: you@example.org\n{ours}From: a@example.net\n"
@@ -149,6 +150,9 @@ def mailbox(scratch: Path) -> Mailbox:
         (".Sent/cur", ":2,S", FLAGGED, ""),
         (".Drafts/cur", ":2,S", FLAGGED, ""),
         (".Lists.spamassassin/cur", ":2,S", FLAGGED, ""),
+        (".Courrier ind&AOk-sirable/cur", ":2,S", FLAGGED, ""),
+        (".Unerw&APw-nschte Werbung/cur", ":2,S", FLAGGED, ""),
+        (".Skr&AOQ-ppost/cur", ":2,S", FLAGGED, ""),
     ],
 )
 def test_what_a_message_says_by_where_it_lies(mailbox: Mailbox, where: str, info: str, ours: str, says: str) -> None:
