@@ -40,7 +40,7 @@ ROOMS = {
     # The only one that knows every adapter.
     "wiring": Room("wiring", "values settings content story scanners adapters reading resident store backends"),
     # What an administrator does to mailboxes, whole trees of them.
-    "tools": Room("adopt doctor doctor_mailboxes expire learn progress qmailfile stats tickbox tree whose", "values settings content story scanners adapters reading resident wiring"),
+    "tools": Room("adopt doctor doctor_mailboxes doctor_scanners expire learn progress qmailfile stats tickbox tree whose", "values settings content story scanners adapters reading resident wiring"),
     # Other programs' filters, from text to rules.
     "converters": Room("convert.*", "values reading"),
     # Where a message or a person comes in.

@@ -14,7 +14,7 @@ import servers
 from click.testing import CliRunner
 from main_job import own
 
-from deliver import config, doctor, doctor_mailboxes
+from deliver import config, doctor, doctor_mailboxes, doctor_scanners
 from deliver.commands import cli
 from deliver.commands.sample import sample_message
 from deliver.doctor import Said
@@ -41,26 +41,26 @@ def words(found: list[Said]) -> str:
 
 def test_real_scanners_are_well(tmp_path: Path, clamd_server: servers.Server, spamd_server: servers.Server) -> None:
     one = case(tmp_path, f'[clamd]\naddress = "{clamd_server.address}"\n[spamd]\naddress = "{spamd_server.address}"\n')
-    assert "EICAR seen as Eicar-Test-Signature" in words(list(doctor.eicar(one)))
-    assert levels(list(doctor.eicar(one))) == ["ok"]
-    found = list(doctor.gtube(one))
+    assert "EICAR seen as Eicar-Test-Signature" in words(list(doctor_scanners.eicar(one)))
+    assert levels(list(doctor_scanners.eicar(one))) == ["ok"]
+    found = list(doctor_scanners.gtube(one))
     assert (levels(found), "GTUBE seen" in words(found)) == (["ok"], True)
-    assert words(list(doctor.the_spamd(one))).startswith("SpamAssassin ")
+    assert words(list(doctor_scanners.the_spamd(one))).startswith("SpamAssassin ")
     # The test's clamd has one signature of its own, and no version of those of the vendor.
-    assert "ClamAV" in words(list(doctor.the_clamd(one)))
+    assert "ClamAV" in words(list(doctor_scanners.the_clamd(one)))
 
 
 def test_a_clamd_that_takes_less_than_we_send(tmp_path: Path, clamd_server: servers.Server) -> None:
     one = case(tmp_path, f'[clamd]\naddress = "{clamd_server.address}"\nmax-size = "26 MiB"\n')
-    assert "StreamMaxLength" in words(list(doctor.eicar(one)))
+    assert "StreamMaxLength" in words(list(doctor_scanners.eicar(one)))
 
 
 def test_scanners_that_are_not_there(tmp_path: Path) -> None:
     one = case(tmp_path, f'[clamd]\naddress = "unix:{tmp_path}/c"\n[spamd]\naddress = "unix:{tmp_path}/s"\n')
-    for check in (doctor.the_clamd, doctor.eicar, doctor.the_spamd):
+    for check in (doctor_scanners.the_clamd, doctor_scanners.eicar, doctor_scanners.the_spamd):
         assert levels(list(check(one))) == ["problem"], check
-    assert "is clamd running" in words(list(doctor.the_clamd(one)))
-    assert "is spamd running" in words(list(doctor.the_spamd(one)))
+    assert "is clamd running" in words(list(doctor_scanners.the_clamd(one)))
+    assert "is spamd running" in words(list(doctor_scanners.the_spamd(one)))
 
 
 def test_each_member_of_a_pool(tmp_path: Path, clamd_server: servers.Server, spamd_server: servers.Server) -> None:
@@ -70,10 +70,14 @@ def test_each_member_of_a_pool(tmp_path: Path, clamd_server: servers.Server, spa
     text += f'[spamd]\naddress = ["{dead}", "{spamd_server.address}"]\n'
     one = case(tmp_path, text)
     for check, alive, expected in (
-        (doctor.the_clamd, clamd_server, ["warning", "problem"]),  # that one does not say how old its signatures are
-        (doctor.eicar, clamd_server, ["ok", "problem"]),
-        (doctor.the_spamd, spamd_server, ["problem", "ok"]),
-        (doctor.gtube, spamd_server, ["ok"]),
+        (
+            doctor_scanners.the_clamd,
+            clamd_server,
+            ["warning", "problem"],
+        ),  # that one does not say how old its signatures are
+        (doctor_scanners.eicar, clamd_server, ["ok", "problem"]),
+        (doctor_scanners.the_spamd, spamd_server, ["problem", "ok"]),
+        (doctor_scanners.gtube, spamd_server, ["ok"]),
     ):
         found = list(check(one))
         assert levels(found) == expected, (check, found)
@@ -92,7 +96,7 @@ def test_every_other_scanner_must_find_its_kind(tmp_path: Path) -> None:
     text = program("good", "/bin/sh", "-c", '! grep -q EICAR "$0"', "{file}") + program("blind", "/bin/true", "{file}")
     text += program("gone", f"{tmp_path}/none", "{file}")
     text += f'[[scanner]]\nkind = "rspamd"\nname = "r"\naddress = "unix:{tmp_path}/r"\n[spam]\ndelete-above = 15.0\n'
-    found = list(doctor.the_others(case(tmp_path, text)))
+    found = list(doctor_scanners.the_others(case(tmp_path, text)))
     assert levels(found) == ["ok", "problem", "problem", "problem"]
     starts = (
         "good: EICAR seen",
@@ -111,7 +115,7 @@ def test_age_of_signatures(tmp_path: Path, days: int, level: str) -> None:
     made = time.strftime("%a %b %d %H:%M:%S %Y", time.gmtime(time.time() - days * 86400))
     answer = servers.answer(f"ClamAV 1.4.3/27000/{made}\n".encode())
     with servers.Scripted(tmp_path, servers.read_some(8), answer) as peer:
-        found = list(doctor.the_clamd(case(tmp_path, f'[clamd]\naddress = "{peer.address}"\n')))
+        found = list(doctor_scanners.the_clamd(case(tmp_path, f'[clamd]\naddress = "{peer.address}"\n')))
     assert levels(found) == [level]
     assert f"signatures 27000, {days} days old" in words(found)
 
@@ -124,10 +128,10 @@ def spamds(header: bytes, spam: bytes) -> bytes:
 
 
 def test_a_slow_spamd_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "SLOW", 0.1)
+    monkeypatch.setattr(doctor_scanners, "SLOW", 0.1)
     answer = servers.answer(spamds(b"X-Spam-Status: No, score=0.0 required=5.0", b"False ; 0.0 / 5.0"))
     with servers.Scripted(tmp_path, servers.read_all, servers.wait(0.2), answer) as peer:
-        found = list(doctor.the_spamd(case(tmp_path, f'[spamd]\naddress = "{peer.address}"\n')))
+        found = list(doctor_scanners.the_spamd(case(tmp_path, f'[spamd]\naddress = "{peer.address}"\n')))
     assert levels(found) == ["warning"]
     for word in ("resolver", "DCC", "Razor", "Pyzor"):
         assert word in words(found)
@@ -136,7 +140,7 @@ def test_a_slow_spamd_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_a_spamd_that_sees_no_spam(tmp_path: Path) -> None:
     answer = servers.answer(spamds(b"X-Spam-Status: No, score=0.0 required=5.0", b"False ; 0.0 / 5.0"))
     with servers.Scripted(tmp_path, servers.read_all, answer) as peer:
-        found = list(doctor.gtube(case(tmp_path, f'[spamd]\naddress = "{peer.address}"\n')))
+        found = list(doctor_scanners.gtube(case(tmp_path, f'[spamd]\naddress = "{peer.address}"\n')))
     assert levels(found) == ["problem"]
 
 
@@ -451,12 +455,12 @@ def test_the_command(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert (found[-1]["level"], "1 of 1 mailbox with" in found[-1]["text"]) == ("warning", True)
 
 
-def test_a_check_that_breaks_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_check_that_breaks_is_a_problem(tmp_path: Path) -> None:
     def broken(_case: doctor.Case) -> Iterator[Said]:
         raise RuntimeError("oops")
 
-    monkeypatch.setattr(doctor, "CHECKS", (("one", broken),))
-    assert [one.level for _, one in doctor.examine(case(tmp_path, 'maildir = "Maildir"\n'))] == ["problem"]
+    found = doctor.examine(case(tmp_path, 'maildir = "Maildir"\n'), [("one", broken)])
+    assert [one.level for _, one in found] == ["problem"]
 
 
 def test_attachments_need_libarchive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

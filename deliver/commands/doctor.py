@@ -7,7 +7,7 @@ from collections import Counter
 
 import click
 
-from deliver import config, doctor_mailboxes, tree
+from deliver import config, doctor_mailboxes, doctor_scanners, tree
 from deliver import doctor as work
 from deliver.commands.adopt import COMMAND
 from deliver.commands.sample import sample_message
@@ -35,7 +35,7 @@ def doctor(paths: tuple[str, ...], config_path: str, as_json: bool) -> None:
     samples = {kind: sample_message(kind).encode() for kind in ("ham", "spam", "virus")}
     case = work.Case(path, settings, samples, now=time.time(), command=COMMAND)
     report = _Report(as_json)
-    for name, said in work.examine(case):
+    for name, said in work.examine(case, (*work.CHECKS, *doctor_scanners.CHECKS)):
         report.say(name, said)
     for one in map(os.path.realpath, paths):
         _mailboxes(case, one, report)
