@@ -18,7 +18,7 @@ class Mailbox:
     """Raises Deferred where the Maildir cannot be opened.
 
     ``limit`` is the site's quota where no maildirsize says one; ``warn_at`` is in percent, ``warning`` the text of the
-    warning, or a whole message that begins with header lines, as Courier's quotawarnmsg does.
+    warning, or a whole message that begins with header lines, as Courier's quotawarnmsg does; "" for no warning.
     """
 
     def __init__(self, path: str, limit: Limit | None, warn_at: int, warning: str) -> None:
@@ -75,7 +75,8 @@ class Mailbox:
         if self._usage is not None:
             stored = [prepared.size for prepared in self._prepared if prepared.name and quota.counts(prepared.folder)]
             problems.append(quota.record(self._maildir.fd, self._usage, sum(stored), len(stored)))
-            quota.warn(self._maildir, self._usage, self._warn_at, _warning(self._warning))
+            if self._warning:
+                quota.warn(self._maildir, self._usage, self._warn_at, _warning(self._warning))
         return "; ".join(filter(None, problems))
 
     def _introduce(self, folder: str, *, subscribe: bool) -> str:

@@ -24,7 +24,7 @@ from deliver.settings import Config, Quarantine
 from deliver.units import counted, parse_span
 from deliver.values import Content
 from quarantine import digest as digests
-from quarantine.release import NotHeld, NotReleased, delete, release, repair, unsound, whole
+from quarantine.release import NotHeld, NotReleased, delete, interrupted, release, repair, unsound, whole
 from quarantine.shown import explained, safe
 from quarantine.sqlite import Index, Row, Search
 from quarantine.store import KINDS, Archive, Held
@@ -157,6 +157,9 @@ def list_(desk: Desk, /, *, released: bool, as_json: bool, **what: Any) -> None:
         shown = map(_as_json if as_json else _as_text, rows)
         while lines := list(itertools.islice(shown, _AT_ONCE)):
             click.echo("\n".join(lines))
+        if stuck := list(interrupted(desk.archive)):
+            them = f"{counted(len(stuck), 'message')} more: releases that were interrupted"
+            _complain(f"{them}; `quarantine verify --repair` takes them back")
         if index.damaged:
             them = counted(len(index.damaged), "envelope")
             _complain(f"{them} cannot be read; `quarantine verify` says which and why")
@@ -276,7 +279,7 @@ def _each(desk: Desk, paths: tuple[str, ...], work: Callable[[Archive, Index], i
                     failed += work(one, index)
             except (digests.Busy, sqlite3.Error, OSError) as error:
                 failed += 1
-                _complain(f"{one.path}: {error}")
+                _complain(f"{one.path}: {getattr(error, 'strerror', '') or error}")
     return failed
 
 

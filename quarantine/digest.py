@@ -123,7 +123,7 @@ def memory(archive: Archive) -> Iterator[Memory]:
         try:
             fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise Busy(f"{archive.path}: another digest is at work there") from None
+            raise Busy("another digest is at work there") from None
         found = Memory(directory)
         try:
             yield found

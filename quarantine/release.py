@@ -134,15 +134,22 @@ def repair(archive: Archive, needed: Callable[[], set[str]], lifetime: float) ->
     A message without an envelope was never answered with 0, so the mail server has it still or holds it anew; it goes
     after ``lifetime`` seconds, longer than any queue keeps mail.
     """
-    for id_ in archive.ids("releasing"):
+    for id_ in interrupted(archive):
         with contextlib.suppress(KeyError):  # somebody has just finished
-            if time.time() - archive.moved(id_, "releasing") >= INTERRUPTED:
-                archive.move(id_, "releasing", "held")
-                yield f"{id_}: a release was interrupted; held again (it may have been delivered)"
+            archive.move(id_, "releasing", "held")
+            yield f"{id_}: a release was interrupted; held again (it may have been delivered)"
     for name in archive.sweep(36 * 3600):
         yield f"tmp/{name}: left by a crash; removed"
     for name in archive.collect(needed, lifetime):
         yield f"{name}: nobody's envelope names it; removed"
+
+
+def interrupted(archive: Archive) -> Iterator[str]:
+    """The ids of what is neither held nor released, since a crash came between."""
+    for id_ in archive.ids("releasing"):
+        with contextlib.suppress(KeyError):
+            if time.time() - archive.moved(id_, "releasing") >= INTERRUPTED:
+                yield id_
 
 
 def unsound(archive: Archive, id_: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from test_quarantine import DAY, archive, held, maildir, put, run
+from test_quarantine import BODY, DAY, archive, held, maildir, put, run
 
 from quarantine.commands import cli
 from quarantine.files import Files
@@ -240,6 +240,29 @@ def test_what_verify_mends_is_recorded(archive: Archive, maildir: Path, monkeypa
     CliRunner().invoke(cli, ["--directory", archive.path, "verify", "--repair"], catch_exceptions=False)
     (record,) = map(json.loads, (Path(archive.path) / "audit.log").read_text().splitlines())
     assert (record["who"], record["did"], one.id in record["what"]) == ("alice", "repair", True)
+
+
+def test_list_tells_of_interrupted_releases(archive: Archive, maildir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are in no list, and somebody may wait for them."""
+    one = put(archive, held(maildir))
+    archive.move(one.id, "held", "releasing")
+    assert run(maildir, "list").stderr == ""  # in work
+    monkeypatch.setattr("quarantine.release.INTERRUPTED", 0.0)
+    done = CliRunner().invoke(cli, ["--directory", archive.path, "list"], catch_exceptions=False)
+    assert "1 message more" in done.output
+    assert "verify --repair" in done.output
+
+
+def test_what_is_released_into_a_full_mailbox_comes_alone(archive: Archive, maildir: Path) -> None:
+    """It is stored and counted; a warning without words, of which the command has none, is not."""
+    (maildir / "maildirsize").write_text("100S\n         200            1\n")
+    (maildir / "cur" / "1.a.b,S=200:2,S").write_bytes(b"x" * 200)
+    one = put(archive, held(maildir))
+    assert run(maildir, "release", one.id).returncode == 0
+    (stored,) = (maildir / "new").iterdir()
+    assert stored.read_bytes().endswith(BODY[-20:])
+    counted = (maildir / "maildirsize").read_text().split()[1:]
+    assert sum(map(int, counted[::2])) == 200 + stored.stat().st_size
 
 
 def test_what_was_released_expires_on_the_record(archive: Archive, maildir: Path) -> None:
