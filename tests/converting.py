@@ -192,7 +192,7 @@ class Sieve:
 class Procmail:
     """Runs rc files with procmail, below a directory that its unprivileged user can write to.
 
-    What is sent on goes to a script in sendmail's place; "spamc" is there, and does nothing. A home's inbox is its
+    What is sent on goes to a script in sendmail's place; "spamc" and "spamassassin" are there, and do nothing. A home's inbox is its
     Maildir, the directory of folders as well.
     """
 
@@ -205,8 +205,9 @@ class Procmail:
         (directory / "sendmail").write_text(
             '#!/bin/sh\nshift\nprintf "%s\\n" "$@" >>"$HOME/sent"\nexec cat >/dev/null\n'
         )
-        (directory / "spamc").write_text("#!/bin/sh\nexec cat\n")
-        for name in ("sendmail", "spamc"):
+        for name in ("spamc", "spamassassin"):
+            (directory / name).write_text("#!/bin/sh\nexec cat\n")
+        for name in ("sendmail", "spamc", "spamassassin"):
             (directory / name).chmod(0o755)
 
     def fates(self, rc: str, mails: list[tuple[bytes, str]]) -> list[Fate]:

@@ -190,6 +190,44 @@ mh/.
 * ^Subject:.*dev
 .dev/
 """,
+    "the list's name": ":0\n* ^List-Id:.*<\\/[^.>]*\n.Lists.$MATCH/\n",
+    "a list's identifier in a variable": """
+:0
+* ^List-Id:.*<\\/[^>]+
+{
+  LISTID=$MATCH
+  :0
+  * LISTID ?? ^\\/[^.]+
+  .Lists.$MATCH/
+}
+""",
+    "a part that is taken and not used": ":0\n* ^Subject:.*\\/invoice.*\n.bills/\n",
+    "a date": "MONTH=`date +%Y-%m`\n:0 c\n.archive.$MONTH/\n:0\n* ^Subject:.*dev\n.x.`date '+%Y'`/\n",
+    "weights in a variable": "ALL=9876543210\n:0\n* $ $ALL^0 ^Subject:.*urgent\n* $ ${ALL}^0 ^From:.*root\n.any/\n",
+    "a quote in a condition with variables": 'ME=you\n:0\n* $ ^To:.*"$ME"@example.org\n.me/\n:0\n* $ ^Subject:.*"$ME\n.x/\n',
+    "blanks and slashes of paths": "MAILDIR=$HOME/Maildir/\n:0\n* ^Subject:.*dev\n$MAILDIR/.dev/\n:0\n* ^From:.*boss\n${MAILDIR}.boss/\n",
+    "counts of long ago": ":2\n^From:.*boss\n^Subject:.*urgent\n.urgent/\n:\n^From:.*root\n.root/\n:1c\n* ^Subject:.*dev\n.dev/\n",
+    "SpamAssassin's example": """
+:0fw
+* < 256000
+| spamassassin
+:0e
+{
+  EXITCODE=75
+  HOST
+}
+:0
+* ^^rom[ ]
+{
+  LOG="*** Dropped F off From_ header! Fixing up. "
+  :0 fhw
+  | sed -e '1s/^/F/'
+}
+:0
+* ^X-Spam-Status: Yes
+.Junk/
+""",
+    "several header lines": ':0 fhw\n| formail -I "X-A:" -A "X-B: c" -I X-Status\n:0\n* ^Subject:.*dev\n.dev/\n',
     "another default": "DEFAULT=$MAILDIR/.Unsorted/\n:0\n* ^List-Id:\n.list/\n",
     "programs in variables": 'FORMAIL=/usr/bin/formail\n:0 fhw\n* ^Subject:.*dev\n| $FORMAIL -A "X-Seen: yes"\n:0\n* ^Subject:.*dev\n.dev/\n',
     "no condition": ":0\n* ^Subject:.*dev\n*\n* .*\n.dev/\n",
@@ -312,9 +350,27 @@ REPORTED = {
     "a filter": (":0 fw\n| sed s/a/b/\n", 1, "add-header, remove-header and tag-subject alone"),
     "a condition by a program": (":0\n* ? test -f x\n.x/\n", 1, "rules ask no program"),
     "a variable looked at": ("X=y\n:0\n* X ?? y\n.x/\n", 2, "the variable X is not looked at"),
-    "a match": (":0\n* ^List-Id:.*<\\/[^.]+\n.x/\n", 1, "$MATCH"),
+    "a match that is nothing of ours": (":0\n* ^Sender: owner-\\/[^@]+\n.$MATCH/\n", 1, "depends on the message"),
+    "a list's name that is cut": (":0\n* ^List-Id:.*<\\/[a-z]+\n.$MATCH/\n", 1, "depends on the message"),
+    "an address by a match": (":0\n* ^Subject: \\/.*\n! $MATCH\n", 1, "the address depends on the message"),
+    "a variable cut in pieces": (":0\n* ^Subject: \\/.*\n{ X=$MATCH\n:0\n* X ?? ^a\n.x/\n}\n", 4, "is not looked at"),
+    "encoded words": (":0\n* ^Subject:.*=\\?koi8-r\n.x/\n", 1, "in which there is no =?charset?"),
+    "a part of a name": (":0 B\n* name=\"(love|hate)\\.exe\"\n.x/\n", 1, 'attachment = "*.exe"'),
+    "base64": (":0 B\n* ^TVqQAAMAAAAEAAAA\n.x/\n", 1, "no base64 is left"),
+    "an answer": (":0 Whc\n* ! ^FROM_DAEMON\n| formail -rD 8192 vacation.cache\n", 1, "[rule.reply]"),
+    "what it has written": (
+        ':0 fhw\n| formail -I "X-A: b"\n:0\n* ^X-A: b\n.x/\n',
+        3,
+        "it looks at what the recipe in line 1 has changed",
+    ),
+    "the subject that it has tagged": (
+        ':0 fhw\n* ^From:.*x\n| formail -i "Subject: [x] `formail -xSubject:`"\n:0\n* ^Subject:.*x\n.x/\n',
+        4,
+        "in line 1 has changed",
+    ),
     "a folder by a match": (":0\n$MATCH/\n", 1, "depends on the message"),
-    "a folder by a program": ("DAY=`date +%d`\n", 1, "depends on the message, or on a program"),
+    "a folder by a program": ("DAY=`learn`\n", 1, "depends on the message, or on a program"),
+    "a date": (":0\n.x.`date +%H`/\n", 1, "no %H of date(1)"),
     "a variable that comes with the message": (":0\n* $ ^To:.*$EXTENSION\n.x/\n", 1, "variables are depends on"),
     "weights that grow": (":0\n* 1^1 ^Received:\n* -3^0\n.x/\n", 1, "grow with each match"),
     "any line": (":0\n* viagra\n.x/\n", 1, "that begin with the name of a field"),
@@ -385,6 +441,10 @@ def test_what_depends_on_a_reported_recipe_is_reported() -> None:
 
 
 NEARLY = {
+    "a variable that only a message brings": ("X=$1\n", "depends on the message"),
+    "a word of the message": ("FROM=`formail -rtzxTo:`\n", "depends on the message"),
+    "a list's capital letters": (":0\n* ^List-Id:.*<\\/[^.>]*\n.$MATCH/\n", "in small letters"),
+    "files by their names": (':0 B\n* name=".*\\.(exe|scr)"?$\n.x/\n', "attachments are asked for by their names"),
     "lines of DOS": ("MAILDIR=$HOME/Maildir\r\n:0\r\n* ^Subject:.*x\r\n.x/\r\n", "end in CR LF"),
     "a setting of procmail": ("VERBOSE=on\n", "a setting of procmail itself"),
     "the scanner": (":0 fw\n| /usr/bin/spamc -s 256000\n", "the site's configuration says what scans mail"),
@@ -406,6 +466,98 @@ def test_what_is_nearly_the_same_is_a_warning(name: str) -> None:
     conversion = convert(rc)
     assert [one.warning for one in conversion.reported] == [True]
     assert words in conversion.reported[0].reason
+    converting.rules_of(conversion)
+
+
+ATTACHED = """\
+From: a@b.example
+Subject: files
+MIME-Version: 1.0
+Content-Type: multipart/mixed; boundary="x"
+
+--x
+Content-Type: text/plain
+
+Look at holiday.exe, name it.
+--x
+Content-Type: application/octet-stream; NAME
+Content-Disposition: attachment; filename="FILE"
+Content-Transfer-Encoding: base64
+
+TVqQAAMAAAAEAAAA
+--x--
+"""
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "^Content-Disposition: attachment;.*$.*filename=.*\\.(exe|scr)",
+        'filename=".*\\.(exe|pif|scr|vb[es]?)"',
+        '(file)?name="?.*\\.(exe|scr|pif)"?$',
+        "^Content-Disposition: *attachment",
+        '^Content-(Type|Disposition):.*name="[^"]*\\.scr"',
+    ],
+)
+def test_files_are_asked_for_by_their_names(pattern: str, tmp_path: Path, real: converting.Procmail) -> None:
+    rc = f"{TOP}:0 B\n* {pattern}\n.files/\n"
+    conversion = convert(rc)
+    if "$." in pattern:  # over two lines
+        assert not conversion.rules
+        return
+    assert not [one for one in conversion.reported if not one.warning]
+    ours = converting.Ours(tmp_path, converting.rules_of(conversion))
+    names = [("name=\"A.EXE\"", "A.EXE"), ("name=\"a.txt\"", "a.txt"), ("name=\"b.scr\"", "b.scr"), ("x=y", "c.vbs")]
+    mails = [ATTACHED.replace("NAME", name).replace("FILE", file).encode() for name, file in names]
+    mails.append(b"From: a@b.example\nSubject: none\n\nNothing.\n")
+    wanted = real.fates(rc, [(one, converting.SENDER) for one in mails])
+    assert [ours.fate(one) for one in mails] == wanted
+    assert len(set(wanted)) == 2
+
+
+@pytest.mark.parametrize(
+    ("end", "table"),
+    [
+        ("EXITCODE=77\n HOST\n", {"bounce": True}),
+        ("EXITCODE=67 # nobody\n :0\n /dev/null\n", {"bounce": True}),
+        ("EXITCODE=0 HOST=\n", {"discard": True}),
+        ("HOST\n", {"discard": True}),
+    ],
+)
+def test_where_it_ends_with_a_code_mail_goes_back(end: str, table: dict[str, bool]) -> None:
+    """procmailrc(5), EXITCODE and HOST; 3.23pre ends with 77, 67, 0, 0 and stores nothing."""
+    conversion = convert(f":0\n* ^From:.*x\n{{\n {end}}}\n:0\n.rest/\n")
+    assert not conversion.reported
+    first, second = (rule.table for rule in conversion.rules)
+    assert first == {"sees": "all", **table, "when": {"header": {"From": "*x*"}}}
+    assert second == {"sees": "all", "file": "rest"}
+
+
+@pytest.mark.parametrize(
+    "end", ["EXITCODE=75\n HOST\n", "EXITCODE=77\n :0\n .x/\n", "EXITCODE=77\n :0 c\n /dev/null\n", "HOST=there\n"]
+)
+def test_other_ends_are_reported(end: str) -> None:
+    conversion = convert(f":0\n* ^From:.*x\n{{\n {end}}}\n")
+    assert [one for one in conversion.reported if not one.warning]
+    assert not [rule for rule in conversion.rules if "bounce" in rule.table]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        'formail -i "Subject: [SPAM] $SUBJECT"',
+        "formail -I 'Subject: [SPAM]'\"$SUBJECT\"",
+        'formail -I"Subject: [SPAM] `formail -zxSubject:`"',
+        "sed -e 's/^Subject:[ ]*/Subject: [SPAM] /'",
+        "sed 's/^Subject: */Subject: [SPAM] /i'",
+    ],
+)
+def test_a_tag_before_the_subject(command: str) -> None:
+    rc = f"SUBJECT=`formail -xSubject:`\n:0 fhw\n* ^List-Id:\n| {command}\n"
+    conversion = convert(rc)
+    assert not [one for one in conversion.reported if not one.warning]
+    (rule,) = conversion.rules
+    assert rule.table == {"sees": "all", "tag-subject": "[SPAM]", "when": {"header": {"List-Id": "*"}}}
     converting.rules_of(conversion)
 
 
@@ -506,7 +658,7 @@ def test_the_same_file_becomes_the_same_rules() -> None:
     [
         (":0\n* ^Subject:\n", 1, "has no action line"),
         ("\n:0\n{\n:0\n.x/\n", 2, "is never closed"),
-        (":2\n^Subject:\n^From:\n.x/\n", 1, "of long ago"),
+        (":2\n^Subject:\n", 1, "has no action line"),
         ('X=1\nY="a\n', 2, "is never closed"),
         (":0\n{\n" * 100, 102, "deep"),
     ],

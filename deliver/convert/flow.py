@@ -164,7 +164,7 @@ class Flow:
 
     def _shared(self, index: int, statement: Statement) -> bool:
         """Whether a message has been put somewhere before it is marked."""
-        if not {"flag", "add-header", "remove-header"}.intersection(statement.table):
+        if not {"flag", "add-header", "remove-header", "tag-subject"}.intersection(statement.table):
             return False
         stored = (Does.STORE, Does.SEND, Does.COPY)
         return any(

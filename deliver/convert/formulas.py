@@ -11,10 +11,10 @@ from typing import Any, TypeAlias
 _TEXTS = frozenset("from to cc reply-to subject list-id message-id sender recipient extension body".split())
 """Conditions whose value may be an array of texts, any of which will do."""
 
-_UNTOLD = frozenset({"body"})
+_UNTOLD = frozenset({"body", "attachment"})
 """Conditions of which our rules may say that nobody can tell, and then pass the rule over, with `not` or without: here
-of a text that is too long to be read whole. Of `duplicate` nobody can tell where a message has no Message-ID, and such
-a one is no duplicate to other filters.
+of a text that is too long to be read whole, and of an archive that cannot be read. Of `duplicate` nobody can tell where
+a message has no Message-ID, and such a one is no duplicate to other filters.
 """
 
 
@@ -98,6 +98,17 @@ def literals(guard: Iterable[Formula]) -> list[Formula]:
             parts = [formula]
         found += [part for part in parts if part not in found]
     return found
+
+
+def leaves(formula: Formula) -> list[Leaf]:
+    """The conditions in it, whether negated or not."""
+    match formula:
+        case Leaf():
+            return [formula]
+        case Not(part):
+            return leaves(part)
+        case All(parts) | AnyOf(parts):
+            return [one for part in parts for one in leaves(part)]
 
 
 def excluded(guard: Iterable[Formula]) -> bool:

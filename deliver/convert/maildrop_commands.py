@@ -5,6 +5,7 @@ import re
 import shlex
 from typing import Any, NamedTuple
 
+from deliver.convert import dates
 from deliver.convert.formulas import FALSE, TRUE, Formula, Leaf, negated
 from deliver.convert.maildrop_logic import unknown
 from deliver.convert.maildrop_values import (
@@ -20,6 +21,7 @@ from deliver.convert.maildrop_values import (
     known,
     plain,
 )
+from deliver.convert.patterns import Untranslatable
 
 FOLDERS = "folders are made and subscribed when mail is filed into them"
 QUOTA = "the quota is kept by ours: maildirsize, else [quota]"
@@ -200,21 +202,15 @@ def _user(words: _Words, first: str) -> Effect:
     return Effect(value=(Home(),) if "-d" in options else EMPTY)
 
 
-_DATES = {"Y": "{year}", "m": "{month}", "d": "{day}", "F": "{year}-{month}-{day}", "%": "%"}
-
-
 def _date(words: _Words) -> Value:
     form = next((_text(word)[1:] for word in words[1:] if _text(word).startswith("+")), "")
-    parts: list[Any] = []
-    for piece in re.split(r"(%.)", form):
-        if not re.fullmatch(r"%.", piece):
-            parts.append(piece)
-        elif piece[1] not in _DATES:
-            return (Mystery(f"folders' names have no %{piece[1]} of date(1)"),)
-        else:
-            said = re.split(r"\{([a-z]+)\}", _DATES[piece[1]])
-            parts += [Placeholder(one) if index % 2 else one for index, one in enumerate(said)]
-    return plain(tuple(parts)) if form else (Mystery("it is the date as date(1) writes it"),)
+    if not form:
+        return (Mystery("it is the date as date(1) writes it"),)
+    try:
+        parts = dates.parts(form)
+    except Untranslatable as error:
+        return (Mystery(str(error)),)
+    return plain(tuple(Placeholder(part) if at % 2 else part for at, part in enumerate(parts)))
 
 
 # --- xfilter -----------------------------------------------------------------------------------------------------

@@ -6,9 +6,9 @@ from typing import Any
 
 from deliver.convert import maildrop_commands as commands
 from deliver.convert import maildrop_values as values
-from deliver.convert.formulas import FALSE, TRUE, Formula, all_of, any_of, negated
+from deliver.convert.formulas import FALSE, TRUE, Formula, all_of, any_of, leaves, negated
 from deliver.convert.maildrop_commands import Effect
-from deliver.convert.maildrop_logic import at_line, leaves, unknown, unknowns
+from deliver.convert.maildrop_logic import at_line, unknown, unknowns
 from deliver.convert.maildrop_parse import Call, Expression, Operation, Pattern, Statement, Text
 from deliver.convert.maildrop_patterns import in_message
 from deliver.convert.maildrop_pcre import CannotSay

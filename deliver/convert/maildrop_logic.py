@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from deliver.convert.formulas import FALSE, All, AnyOf, Formula, Guard, Leaf, Not, all_of, any_of, negated
+from deliver.convert.formulas import FALSE, All, AnyOf, Formula, Guard, Leaf, Not, all_of, any_of, leaves, negated
 
 SPAM = Leaf("spam", True)
 
@@ -51,17 +51,6 @@ def at_line(formula: Formula, line: int) -> Formula:
 def unknowns(formula: Formula) -> list[Unknown]:
     """Those in it, in order."""
     return [leaf.value for leaf in leaves(formula) if leaf.key == _UNKNOWN]
-
-
-def leaves(formula: Formula) -> list[Leaf]:
-    """The conditions in it, whether negated or not."""
-    match formula:
-        case Leaf():
-            return [formula]
-        case Not(part):
-            return leaves(part)
-        case All(parts) | AnyOf(parts):
-            return [one for part in parts for one in leaves(part)]
 
 
 def parts_of(formula: Formula) -> Guard:

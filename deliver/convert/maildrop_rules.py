@@ -15,12 +15,13 @@ from deliver.convert.formulas import (
     Not,
     all_of,
     any_of,
+    leaves,
     literals,
     negated,
     shortened,
     table,
 )
-from deliver.convert.maildrop_logic import SPAM, joined, leaves, parts_of, says, surely, unknowns, value_of
+from deliver.convert.maildrop_logic import SPAM, joined, parts_of, says, surely, unknowns, value_of
 from deliver.convert.model import Conversion, Converted, Reported
 from deliver.rules.load import load
 

@@ -3,6 +3,7 @@
 import re
 from typing import Any
 
+from deliver.convert.formulas import Formula, Leaf
 from deliver.rules.load import load
 
 
@@ -117,6 +118,11 @@ def one_or_all(values: list[Any]) -> Any:
     return values[0] if len(values) == 1 else values
 
 
+def listed(value: Any) -> list[Any]:
+    """What a key that takes one or several holds, as a list."""
+    return value if isinstance(value, list) else [value]
+
+
 def in_units(size: int) -> str:
     """A size in bytes as the configuration writes it."""
     for unit, factor in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
@@ -183,3 +189,59 @@ def bracket(pattern: str, at: int) -> tuple[str, int]:
         words.append(f"\\{char}" if char in "\\[]^" else char)
         at += 1
     raise Untranslatable(f'"{pattern[start:]}" has no "]"')
+
+
+# --- files that come with a message ------------------------------------------------------------------------------
+
+_NAMED = re.compile(
+    r"""\^?(?:\(?Content-(?:Type|Disposition|\((?:\?:)?(?:Type|Disposition)\|(?:Type|Disposition)\))\)?:?)?"""
+    r"""(?:\.\*|\\s[*+]|\[[ \\st]+\][*+]|attachment|[ ;*])*\(?(?:\?:)?(?:file)?\)?\??name"""
+    r"""(?:[ *?]|\[[ \\st]+\][*+?]|\\s[*+?])*=(?:\.[*+]\??|\[\^[^\]]+\][*+]|\[[ "'\\st]+\][*+?]?|\\?["'][?*]?|[ *])*"""
+    r"""\\\.(?P<ends>\(?(?:\?:)?[A-Za-z0-9|?()\[\]]+)(?:\\?["'][?*]?|\$|\\>|\\b|\\s[*+?]?|[ ;*]|\["'?\\; ]+\][?*]?)*""",
+    re.IGNORECASE,
+)
+
+_MOST_ENDS = 100
+
+
+def attached(pattern: str) -> Formula | None:
+    r"""The condition for a pattern of a part's header line that looks for files by what their names end with, as
+    ``name=.*\.(exe|scr)``; None for any other pattern.
+    """
+    found = _NAMED.fullmatch(pattern)
+    if not found or found["ends"].count("(") != found["ends"].count(")"):
+        return Leaf("attachment", "*") if re.fullmatch(_ANY_FILE, pattern, re.IGNORECASE) else None
+    ends = _ends(found["ends"].replace("?:", ""))
+    globs = [f"*.{one.lower()}" for one in ends]
+    return Leaf("attachment", one_or_all(list(dict.fromkeys(globs)))) if globs else None
+
+
+_ANY_FILE = r"\^Content-Disposition:(?:\.\*| *\*?|\[ \]\*|\\s\*)*\"?attachment\"?;?(?:\.\*)?"
+
+
+def _ends(text: str) -> list[str]:
+    """All words that an expression of letters, "|", "?", brackets and sets can be; () where there are too many."""
+    ways, rest = _alternatives(text)
+    return ways if not rest and len(ways) <= _MOST_ENDS and "" not in ways else []
+
+
+def _alternatives(text: str) -> tuple[list[str], str]:
+    ways: list[str] = []
+    row = [""]
+    while text and not text.startswith(")"):
+        if text.startswith("|"):
+            ways, row, text = ways + row, [""], text[1:]
+            continue
+        inner = [text[0]]
+        rest = text[1:]
+        if text.startswith("("):
+            inner, rest = _alternatives(rest)
+            rest = rest[1:]
+        elif text.startswith("["):
+            letters, _, rest = rest.partition("]")
+            inner = list(letters)
+        if rest.startswith("?"):
+            inner, rest = ["", *inner], rest[1:]
+        row = [before + one for before in row for one in inner][: _MOST_ENDS + 1]
+        text = rest
+    return (ways + row)[: _MOST_ENDS + 1], text

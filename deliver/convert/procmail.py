@@ -1,13 +1,33 @@
 """procmail's rc files (procmailrc(5)) as rules of ours."""
 
 import re
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
 
-from deliver.convert import patterns, procmail_patterns, procmail_places, procmail_variables, weights
+from deliver.convert import (
+    patterns,
+    procmail_commands,
+    procmail_match,
+    procmail_patterns,
+    procmail_places,
+    procmail_variables,
+    weights,
+)
 from deliver.convert.accepted import checked
 from deliver.convert.flow import Does, Flow, Lost, Statement
-from deliver.convert.formulas import FALSE, TRUE, Formula, Guard, Leaf, all_of, any_of, literals, negated, table
+from deliver.convert.formulas import (
+    FALSE,
+    TRUE,
+    Formula,
+    Guard,
+    Leaf,
+    all_of,
+    any_of,
+    excluded,
+    leaves,
+    literals,
+    negated,
+    table,
+)
 from deliver.convert.model import Conversion, Reported, lines_of_dos
 from deliver.convert.patterns import Untranslatable, sound
 from deliver.convert.procmail_source import (
@@ -34,7 +54,10 @@ _SCANNERS = re.compile(
 )
 _LDA = re.compile(r"(?:\S*/)?(?:deliver|dovecot-lda)((?:\s+-[adfm]\s+\S+|\s+-[ek])*)")
 _DEDUPE = re.compile(r"(?:\S*/)?formail\s+-D\s*[0-9]+\s+\S+")
-_FORMAIL = re.compile(r"(?:\S*/)?formail\s+-([AaiI])\s*(?:\"([^\"$`\\]*)\"|'([^']*)')")
+_ONLY_PRINTS = re.compile(r"`\s*(?:\S*/)?(?:formail|date|echo|hostname|whoami|id|pwd|basename|expr)\b")
+_ANSWERS = re.compile(r"\bformail\s(?:.*\s)?-[a-zA-Z]*r|(?:^|/)vacation(?:\s|$)")
+
+_UNKNOWN_FOLDER = "the folder's name depends on the message, or on a program"
 
 _MOST_WEIGHED = 8
 """Conditions with weights in one recipe that are reckoned out: each doubles the cases."""
@@ -57,7 +80,23 @@ def convert(text: str) -> Conversion:
     return Conversion(rules, tuple(sorted(dict.fromkeys(reported))), comments=left, preface=PREFACE)
 
 
+_FAILED_SCAN = "what happens where the scanner fails is a setting: [spamd] on-failure"
+
 _BLURRED = "a header line is on every place of a message; procmail has it only on what it stores later"
+
+
+def _is_end(item: Item) -> bool:
+    """Whether procmail ends here and has put the message nowhere: by a HOST that is none, or in /dev/null."""
+    if isinstance(item, Assignment):
+        return item.name == "HOST" and not item.value
+    if not isinstance(item, Recipe) or item.conditions:
+        return False
+    return item.action == "/dev/null" and not set(item.flags) & set("cfaAEe")
+
+
+def _is_scanner(above: Item, command: Callable[[str], str]) -> bool:
+    """Whether the recipe above asks a scanner, which the site's configuration does here."""
+    return isinstance(above, Recipe) and "f" in above.flags and bool(_SCANNERS.match(command(above.action)))
 
 
 class _Script:
@@ -77,6 +116,7 @@ class _Script:
         self._values |= dict.fromkeys(("DEFAULT", "ORGMAIL"), procmail_places.ORIGINAL)
         self._stopped: list[Formula] = []
         self._clones: list[list[Formula]] = []  # of blocks with "c": where the second procmail has ended
+        self._edited: list[tuple[Guard, set[str], int]] = []  # header fields that a recipe has changed, and its line
         self._default = procmail_places.ORIGINAL
         self._warnings: list[str] = []
         self._done: Formula = TRUE
@@ -92,7 +132,11 @@ class _Script:
             if isinstance(one, Foreign):
                 self._report(one.line, one.source, "procmail passes it over, too")
             elif isinstance(one, Assignment):
+                if self._refuses(one, items[index + 1 :], guard):
+                    return
                 self._assign(one, guard, follows=follows)
+            elif "e" in one.flags and index and _is_scanner(items[index - 1], self._command):
+                self._report(one.line, one.source, _FAILED_SCAN, warning=True)
             else:
                 holds = self._recipe(one, guard, last, previous, follows=follows)
                 flags = set(one.flags)
@@ -124,14 +168,46 @@ class _Script:
 
     # --- variables -------------------------------------------------------------------------------------------------
 
+    def _refuses(self, one: Assignment, behind: Sequence[Item], guard: Guard) -> bool:
+        """Whether the filter ends here and the message is nowhere: by HOST, or in /dev/null behind an EXITCODE.
+
+        procmailrc(5): with a HOST that is not this one procmail ends; with EXITCODE, as that says.
+        """
+        coded = one.name == "EXITCODE" and one.value is not None
+        code = (self._value(one.value or "") or "") if coded else "0"
+        last = behind[0] if coded and behind else one
+        if not guard or not _is_end(last) or not code.isdigit() or code == "75":
+            return False
+        source = one.source if last is one else f"{one.source}\n{last.source}"
+        try:
+            self._lost.check(guard)
+        except Untranslatable as error:
+            self._report(one.line, source, str(error))
+            self._lost.note(guard, one.line)
+            return True
+        comments, self.left = (*self.left, *(() if last is one else last.comments)), []
+        does = Does.DROP if int(code) == 0 else Does.REFUSE
+        here = (*guard, *self._stopped)
+        self._add(Statement(does, here, one.line, comments=tuple(comments)), source)
+        if self._clones:
+            self._clones[-1].append(all_of(guard))
+        else:
+            self._add(Statement(Does.STOP, here, one.line), source)
+            self._stopped.append(negated(all_of(guard)))
+        return True
+
     def _lookup(self, name: str) -> str | None:
         return self._values.get(name)
 
     def _value(self, word: str) -> str | None:
-        return expanded(word, self._lookup)
+        return expanded(word, self._lookup, lambda command: procmail_commands.said(command, self._value))
 
     def _assign(self, one: Assignment, guard: Guard, *, follows: bool) -> None:
-        value = None if one.value is None else self._value(one.value)
+        why = "what it stands for depends on the message, or on a program"
+        try:
+            value = None if one.value is None else self._value(one.value)
+        except Untranslatable as error:
+            value, why = None, str(error)
         if one.name in procmail_variables.STEERS:
             self._report(
                 one.line,
@@ -153,7 +229,9 @@ class _Script:
         elif one.name in procmail_variables.OWN:
             self._report(one.line, one.source, "a setting of procmail itself; nothing here needs it", warning=True)
         elif value is None and one.name != "MAILDIR":
-            self._report(one.line, one.source, "what it stands for depends on the message, or on a program")
+            # Whoever uses it is reported; a program may do more than print.
+            does = "`" in one.value and not _ONLY_PRINTS.search(one.value)
+            self._report(one.line, one.source, why, warning=not does)
 
     # --- recipes ---------------------------------------------------------------------------------------------------
 
@@ -163,6 +241,7 @@ class _Script:
         """Take one recipe; returns when it is carried out, None where nobody knows."""
         flags = set(one.flags)
         self._warnings = []
+        self._match: str | None = ""
         took = _TOOK if follows and "f" not in flags else ""
         try:
             if unknown := flags - set("HBDAaEehbfcwWir"):
@@ -179,13 +258,19 @@ class _Script:
                     self._conditions(one.conditions, flags),
                 ]
             )
+            self._check_edited((*guard, holds))
         except Untranslatable as error:
             self._report(one.line, one.source, f"{error}{took}")
             if "f" not in flags:
                 self._lost.note(guard, one.line)
             self._forget(one.block or ())
             return None
+        if self._match != "":
+            self._values["MATCH"] = self._match
         self._done = TRUE
+        if holds == FALSE:
+            self._report(one.line, one.source, "no message comes to it", warning=True)
+            return holds
         if one.action.startswith("|") and _DEDUPE.fullmatch(self._command(one.action)):
             self._duplicates(one, flags, (*guard, holds))
             return holds
@@ -204,6 +289,15 @@ class _Script:
             return holds
         self._told(one)
         return holds
+
+    def _check_edited(self, way: Guard) -> None:
+        """Raises Untranslatable where a condition looks at a header field that a recipe above has changed."""
+        asked: set[str] = set()
+        for leaf in (leaf for part in way for leaf in leaves(part)):
+            asked |= {name.lower() for name in leaf.value} if leaf.key == "header" else {leaf.key}
+        for guard, names, line in self._edited:
+            if names & asked and not excluded((*guard, *way, *self._stopped)):
+                raise Untranslatable(f"it looks at what the recipe in line {line} has changed; rules see it as it came")
 
     def _told(self, one: Recipe) -> None:
         for text in dict.fromkeys(self._warnings):
@@ -244,9 +338,12 @@ class _Script:
         plain: list[Formula] = []
         weighed: list[tuple[int, Formula]] = []
         for one in conditions:
-            found = re.fullmatch(r"(-?[0-9]*\.?[0-9]+)\s*\^\s*(-?[0-9]*\.?[0-9]+)\s*(.*)", one.text, re.DOTALL)
+            text = one.text.strip()
+            if re.match(r"\$\s*\$\{?\w+\}?\s*\^", text):  # a weight in a variable
+                text = self._substituted(text[1:])
+            found = re.fullmatch(r"(-?[0-9]*\.?[0-9]+)\s*\^\s*(-?[0-9]*\.?[0-9]+)\s*(.*)", text, re.DOTALL)
             if not found:
-                plain.append(self._condition(one.text, flags))
+                plain.append(self._condition(text, flags))
                 continue
             if float(found[2]) != 0 or re.match(r"!?\s*[<>?]", found[3]):
                 raise Untranslatable("weights that grow with each match, a size or a program have no counterpart")
@@ -256,16 +353,19 @@ class _Script:
             raise Untranslatable(f"more than {_MOST_WEIGHED} weights are not reckoned out")
         return all_of([*plain, weights.more_than_nothing(weighed) if weighed else TRUE])
 
+    def _substituted(self, text: str) -> str:
+        """What stands behind "$", which is read as within double quotes: a quote in it ends them."""
+        value = expanded(f'"{text.strip()}"', self._lookup)
+        if value is None or procmail_variables.of_message(value):
+            raise Untranslatable("what its variables are depends on the message")
+        return value
+
     def _condition(self, text: str, flags: set[str]) -> Formula:
         text = text.strip()
         if text.startswith("!"):
             return negated(self._condition(text[1:], flags))
         if text.startswith("$"):
-            inside = text[1:].strip().replace('"', '\\"')
-            value = expanded(f'"{inside}"', self._lookup)
-            if value is None:
-                raise Untranslatable("what its variables are depends on the message")
-            return self._condition(value, flags)
+            return self._condition(self._substituted(text[1:]), flags)
         if text.startswith("?"):
             raise Untranslatable("rules ask no program")
         if text in {"", ".*"}:
@@ -276,12 +376,23 @@ class _Script:
             raise Untranslatable("a size is a number of bytes")
         if found := re.match(r"([A-Za-z_][A-Za-z0-9_]*)\s*\?\?\s*", text):
             if found[1] not in {"H", "B", "HB", "BH"}:
-                raise Untranslatable(f"the variable {found[1]} is not looked at")
+                self._match = procmail_match.narrowed(self._values.get(found[1]) or "", text[found.end() :])
+                if self._match is None:
+                    raise Untranslatable(f"the variable {found[1]} is not looked at")
+                return TRUE
             return self._condition(text[found.end() :], (flags - {"H", "B"}) | set(found[1]))
+        if text.startswith("^^rom"):
+            return FALSE  # SpamAssassin's example: a "From " line that had lost its first letter
+        if taken := procmail_match.parted(text):
+            self._match = None if "B" in flags else procmail_match.matched(*taken)
+            text = "".join(taken)
         parts: list[Formula] = []
         if "B" not in flags or "H" in flags:
             parts.append(procmail_patterns.in_header(text, cased="D" in flags, warn=self._warnings.append))
-        if "B" in flags:
+        if "B" in flags and (files := patterns.attached(text)) is not None:
+            self._warnings.append("attachments are asked for by their names, those in archives as well")
+            parts.append(files)
+        elif "B" in flags:
             self._warnings.append("the body is looked at as decoded text, without attachments")
             parts.append(procmail_patterns.in_body(text, cased="D" in flags))
         holds = any_of(parts)
@@ -292,6 +403,8 @@ class _Script:
 
     def _act(self, one: Recipe, flags: set[str], way: Guard) -> None:
         """What the action line does. Raises Untranslatable."""
+        if one.action.startswith("|") and "f" not in flags and _ANSWERS.search(self._command(one.action)):
+            raise Untranslatable("an answer is a rule's reply: [rule.reply] with text and every")
         if len(flags & {"h", "b"}) == 1 and "f" not in flags:
             raise Untranslatable(
                 f"only whole messages are delivered, not the {'header' if 'h' in flags else 'body'} alone"
@@ -348,14 +461,16 @@ class _Script:
                 named = re.search(r"\s-m\s+(\S+)", found[1])
                 value = self._value(named[1]) if named else INBOX
                 if value is None:
-                    raise Untranslatable("the folder's name depends on the message, or on a program")
+                    raise Untranslatable(_UNKNOWN_FOLDER)
                 return [(Does.STORE, procmail_places.named(re.split(r"[./]", value)))]
             raise Untranslatable("it gives the message to a program; the site may name one in [programs], for `pipe`")
         if re.match(r"[A-Za-z_][A-Za-z0-9_]*=", action):
             raise Untranslatable("what a program says is not kept in variables")
         paths = [self._value(word) for word in words(action)]
         if not paths or None in paths:
-            raise Untranslatable("the folder's name depends on the message, or on a program")
+            raise Untranslatable(_UNKNOWN_FOLDER)
+        if any(procmail_variables.of_message(path) for path in paths if path):
+            self._warnings.append("what comes from a message stands in the folder's name in small letters")
         folders = [self._folder(path) for path in paths if path is not None]
         return [(Does.STORE if folder else Does.DROP, folder) for folder in folders]
 
@@ -379,19 +494,12 @@ class _Script:
                 warning=True,
             )
             return
-        found = _FORMAIL.fullmatch(command)
-        if not found:
-            raise Untranslatable("rules change a message by add-header, remove-header and tag-subject alone")
-        name, colon, value = (found[2] or found[3] or "").partition(":")
-        said: dict[str, Any] = {"add-header": {name.strip(): value.strip().replace("{", "{{").replace("}", "}}")}}
-        if not colon:
-            raise Untranslatable("formail wants a header field here")
-        if not value.strip():
-            said = {"remove-header": name.strip()}
-        elif found[1] == "I":
-            said["remove-header"] = name.strip()
-        if found[1] in "ai":
-            self._warnings.append("the line is added, whether or not one of its name is there, which stays")
+        said, warnings = procmail_commands.edits(command, self._value)
+        self._warnings += warnings
         sound(said)
         comments, self.left = tuple(self.left), []
-        self._add(Statement(Does.ADD, (*way, *self._stopped), one.line, table=said, comments=comments), one.source)
+        here = (*way, *self._stopped)
+        names = [*said.get("add-header", {}), *patterns.listed(said.get("remove-header", []))]
+        names += ["subject"] if "tag-subject" in said else []
+        self._edited.append((here, {name.lower() for name in names}, one.line))
+        self._add(Statement(Does.ADD, here, one.line, table=said, comments=comments), one.source)

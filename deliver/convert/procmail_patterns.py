@@ -42,6 +42,8 @@ def in_header(pattern: str, *, cased: bool, warn: Callable[[str], object]) -> Fo
     """The conditions for an expression that is searched for in the header. Raises Untranslatable."""
     if pattern in {"^FROM_DAEMON", "^FROM_MAILER"}:
         return _from_program(pattern)
+    if re.search(r"=\\\?", pattern):
+        raise Untranslatable("our rules look at decoded text, in which there is no =?charset? of RFC 2047")
     found: list[tuple[str, Row]] = []
     for text in _with_macros(pattern):
         for row in text:
@@ -59,8 +61,10 @@ def in_header(pattern: str, *, cased: bool, warn: Callable[[str], object]) -> Fo
 
 def in_body(pattern: str, *, cased: bool) -> Formula:
     """The condition for an expression that is searched for in the body. Raises Untranslatable."""
-    if pattern.startswith("^Content-"):
+    if pattern.startswith("^Content-") or re.search(r"name *\*?=", pattern):
         raise Untranslatable('lines of a message\'s parts are not in its text; attachment = "*.exe" asks for names')
+    if re.fullmatch(r"[\^(]*(?=.*[a-z])(?=.*[A-Z])[A-Za-z0-9+/]{12,}", pattern):
+        raise Untranslatable("the body is looked at as decoded text, in which no base64 is left")
     rows = parse(pattern)
     if len(rows) == 1 and not cased and all(isinstance(node, Char) for node in rows[0]) and rows[0]:
         return Leaf("body", patterns.containing("".join(node.char for node in rows[0] if isinstance(node, Char))))

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 
 from deliver.convert.patterns import Untranslatable, sound
 from deliver.convert.procmail_source import words
+from deliver.convert.procmail_variables import of_message, with_placeholders
 from deliver.values import INBOX
 
 HOME, ORIGINAL = "~", "~inbox"
@@ -19,6 +20,7 @@ def folder(path: str, base: str | None, default: str) -> str:
         return ""
     if base is None:
         raise Untranslatable("MAILDIR depends on the message, or on a program")
+    path, base = (re.sub(r"/{2,}", "/", one) for one in (path, base))
     bare = path.rstrip("/")
     if bare in _INBOXES or re.fullmatch(r"/(?:var/)?(?:spool/)?mail/[^/]+", bare):
         return INBOX
@@ -30,6 +32,8 @@ def folder(path: str, base: str | None, default: str) -> str:
     parts = [part for part in rest.split("/") if part not in {"", "."}]
     if parts and parts[0] in {"Maildir", "Mail", "mail"}:
         del parts[0]
+    if len(parts) > 1 and parts[-1] == "new":  # of a Maildir that is named by its part
+        del parts[-1]
     if path == default and (not parts or parts[-1].lower() in {"inbox", "mbox", "mailbox", "new"}):
         return INBOX
     return named(level for part in parts for level in part.split("."))
@@ -40,7 +44,7 @@ def addresses(text: str, value: Callable[[str], str | None]) -> list[str]:
     found: list[str] = []
     for word in words(text.partition("#")[0] if " #" in text else text):
         known = value(word)
-        if known is None:
+        if known is None or of_message(known):
             raise Untranslatable("the address depends on the message, or on a program")
         for address in known.replace(",", " ").split():
             if address.startswith("-"):
@@ -57,7 +61,7 @@ def named(levels: Iterable[str]) -> str:
     kept = [level for level in levels if level]
     if len(kept) > 1 and kept[0].upper() == INBOX:
         del kept[0]
-    name = ".".join(kept).replace("{", "{{").replace("}", "}}")
+    name = with_placeholders(".".join(kept))
     if not name or name.upper() == INBOX:
         return INBOX
     sound({"file": name})

@@ -143,20 +143,22 @@ class _Reader:
     def _recipe(self, comments: tuple[str, ...], depth: int) -> Item:
         start, line = self._at, self._line(self._at)
         found = _START.match(self._text, start)
-        if not found or found[1] not in {"", "0"}:
+        if not found:
             self._rest()
-            raise Wrong(line, 'expected a recipe such as ":0 c:"; counts of conditions (":1") are of long ago')
+            raise Wrong(line, 'expected a recipe such as ":0 c:"')
         self._at = found.end()
         said = list(comments)
         conditions: list[Condition] = []
+        counted = int(found[1] or "1")  # of long ago: as many lines are conditions, without a "*"
         while True:
             self._blanks(said)
             if self._at >= len(self._text):
                 raise Wrong(line, "the recipe has no action line")
-            if self._text[self._at] != "*":
+            star = self._text[self._at] == "*"
+            if not star and len(conditions) >= counted:
                 break
             here = self._at
-            self._at += 1
+            self._at += star
             text = re.sub(r"\\\n[ \t]*", "", self._rest())
             conditions.append(Condition(self._line(here), text.strip()))
         flags = re.sub(r"\s", "", found[2])
@@ -198,14 +200,23 @@ Lookup = Callable[[str], str | None]
 """The value of a variable, None where only a delivery gives it."""
 
 
-def expanded(word: str, lookup: Lookup) -> str | None:
-    """What a word stands for, without its quotes; None where only a delivery can tell."""
+def expanded(word: str, lookup: Lookup, said: Lookup = lambda _command: None) -> str | None:
+    """What a word stands for, without its quotes; None where only a delivery can tell.
+
+    ``said`` is what a command between back quotes prints.
+    """
     parts: list[str] = []
     at, quote = 0, ""
     while at < len(word):
         char = word[at]
         if quote != "'" and char == "`":
-            return None
+            end = word.find("`", at + 1)
+            printed = said(word[at + 1 : end]) if end > 0 else None
+            if printed is None:
+                return None
+            parts.append(printed)
+            at = end + 1
+            continue
         if char == quote:
             quote, at = "", at + 1
         elif not quote and char in "\"'":
