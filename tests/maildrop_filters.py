@@ -260,6 +260,24 @@ CASES = {
     "a display name": Case(_if("/^From: Joe Smith <joe/")),
     "an encoded subject": Case(_if("/^Subject:.*Größe/")),
     "an address in brackets": Case(_if("/^From:.*<boss@example\\.com>/")),
+    "brackets with a name before them": Case(
+        _if("/^From:.*<boss@/", after=_if("/^From:.*<.*@example\\.com>$/", "to $HOME/Maildir/.B"))
+    ),
+    "the end of an address": Case(
+        _if("/^From:.*@example\\.com$/", after=_if("/^To: *(x|you)@example\\.[a-z]+$/", "to $HOME/Maildir/.B"))
+    ),
+    "all of an address": Case(
+        _if("/^From: (boss|joe)@example\\.com$/", after=_if("/^To: you@example\\.org$/", "to $HOME/Maildir/.B"))
+    ),
+    "files by their names": Case(_if('/^Content-(Type|Disposition):.*name="?.*\\.(exe|scr)/')),
+    "a tag before the subject": Case(
+        "/^Subject: *(.*)/\n"
+        + _if("/^From:.*boss/", "xfilter \"reformail -I 'Subject: [boss] $MATCH1'\"\n  to $HOME/Maildir/.A")
+        + _if(
+            "/^From:.*joe/",
+            "S=`reformail -x Subject:`\n  xfilter \"reformail -I 'Subject: [joe] $S'\"\n  to $HOME/Maildir/.B",
+        )
+    ),
     "a folded header": Case(_if("/^X-Long: one.*three/")),
     "or": Case(_if("/^Subject:.*offer/ || /^From:.*boss@/")),
     "and": Case(_if("/^Subject:.*invoice/ && /^From:.*@shop/")),
@@ -384,6 +402,9 @@ CASES = {
     "some spam": Case(_if("/^X-Spam-Flag: YES/ && /^Subject:.*offer/", "exit", _if("/^From:.*boss/", after=_M))),
     "spam or marked by another": Case(_if("/^X-Spam-Flag:.*YES/ || /^X-Bogosity: Spam/", "to $HOME/Maildir/.Spam")),
     "stars": Case('MAX="8"\n' + _if("/^X-Spam-Level: \\*{$MAX,}/", "exit", _if("/^X-Spam-Level: \\*\\*\\*/"))),
+    "just so many stars": Case(
+        _if("/^X-Spam-Level: \\*{5}$/", after=_if("/^X-Spam-Level: \\*\\*\\*$/", "to $HOME/Maildir/.B"))
+    ),
     "points": Case(
         _if(
             "/^X-Spam-Status: Yes, (hits|score)=([0-9.]+) /",
@@ -436,6 +457,9 @@ _HEADS = (
     ("a@b.example", '"Boss, The" <a@b.example>', "you@example.org", "hurry, now!", "X-Long: one\n two\n\tthree\n"),
     ("a@b.example", "a@b.example", "Your List <list@lists.example.org>", "hello   ", "X-Mailer: x\n"),
     ("a@b.example", "A <a@b.example>", "you@example.org", "", ""),
+    ("boss@example.com", "<boss@example.com>", "<you@example.org>", "bare brackets", ""),
+    ("a@b.example", "a@b.example", "you@example.org", "a program", 'Content-Type: application/x-a; name="A.EXE"\n'),
+    ("a@b.example", "a@b.example", "you@example.org", "a text", 'Content-Type: text/x-a; name="exe.txt"\n'),
     ("a@b.example", '"boss@example.com via list" <list@lists.example.org>', "you@example.org", "said the boss", ""),
 )
 

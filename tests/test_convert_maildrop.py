@@ -238,6 +238,8 @@ HIT = "if (/^Subject:.*hello/)\n{\n  BODY\n}\n"
 
 REPORTED = {
     'if (/paypal/)\n  to "$HOME/Maildir/.A"\n': (1, "any header field|names no header field"),
+    "if (/^From: <boss/)\n  to $HOME/Maildir/.A\n": (1, "takes away the <> of an address"),
+    "/^Subject: *(.*)/\nxfilter \"reformail -I 'Subject: [x] $MATCH1'\"\nif (/^Subject:.*x/)\n  to x\n": (3, "itself has"),
     "if (/^Subject: (?!re)/)\n  to $HOME/Maildir/.A\n": (1, "RE2 has no lookahead"),
     "if (/^Subject: (a)\\1/)\n  to $HOME/Maildir/.A\n": (1, r"RE2 has no \\1"),
     "if (/^Subject:.*x/:h,1,1 > 3)\n  to $HOME/Maildir/.A\n": (1, "weighted scoring"),
@@ -333,7 +335,7 @@ def test_comments_stay_where_they_stood() -> None:
     said = text(convert("# who I am\n\n## the boss\nif (/^From: b/) # of all\n  to $HOME/Maildir/.A\n\n# done\n"), "f")
     assert said == (
         '# Converted from f.\n\n# who I am\n# the boss\n# of all\n[[rule]]\nfile = "A"\n[rule.when]\n'
-        'header = { From = { regex = \'^(?:b|"b[^"@.,:;<>()\\[\\]\\\\]*")\' } }\n\n# done\n'
+        'header = { From = { regex = \'^(?:<?b|"b[^"@.,:;<>()\\[\\]\\\\]*")\' } }\n\n# done\n'
     )
 
 
@@ -413,6 +415,13 @@ def test_a_file_that_maildrop_would_refuse(scratch: Path, original: str, line: i
     if "deep" not in words:
         with pytest.raises(AssertionError):
             run_maildrop(scratch, Case(original), [], [Mail(1, "a@b.example", b"Subject: x\n\n")])
+
+
+def test_a_tag_before_the_subject() -> None:
+    for line in ("'Subject: [x] $MATCH1'", "-I'Subject: [x] $S'"):
+        original = f'/^Subject: *(.*)/\nS=`formail -zxSubject:`\nxfilter "reformail -I {line.removeprefix("-I")}"\n'
+        original += "if (/^To:.*you/)\n  to $HOME/Maildir/.A\n"
+        assert convert(original).rules[0].table == {"tag-subject": "[x]"}
 
 
 def test_stars_in_brackets_are_counted_and_stars_of_stars_are_not() -> None:

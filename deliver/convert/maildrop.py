@@ -331,9 +331,17 @@ class _Walk:
             self._trouble(state, statement, effect.trouble)
         elif effect.places is not None:
             self._place(state, statement.line, effect.places, final=False, statement=statement)
-        elif effect.headers or effect.removes:
-            self._out.add(state.paths, self._ifs, statement.line, headers=effect.headers, removes=effect.removes)
+        elif effect.headers or effect.removes or effect.tag:
+            self._out.add(
+                state.paths,
+                self._ifs,
+                statement.line,
+                headers=effect.headers,
+                removes=effect.removes,
+                tag=effect.tag,
+            )
             self._reader.changed |= {name.lower() for name in (*dict(effect.headers), *effect.removes)}
+            self._reader.changed |= {"subject"} if effect.tag else set()
         for table, key, value in effect.settings:
             if table == "spamd" and key == "user":
                 self._out.spamd(state.paths, str(value))

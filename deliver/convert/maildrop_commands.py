@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from deliver.convert import dates
 from deliver.convert.formulas import FALSE, TRUE, Formula, Leaf, negated
 from deliver.convert.maildrop_logic import unknown
+from deliver.convert.maildrop_patterns import Capture
 from deliver.convert.maildrop_values import (
     EMPTY,
     Captured,
@@ -35,7 +36,8 @@ class Effect(NamedTuple):
     ``trouble`` says why nothing stands for it, ``note`` what does. ``seen`` marks the copy before it as read.
     ``settings`` are for the site's configuration. ``places`` is a directory into which the command delivers,
     ``forwards`` addresses, ``bounces`` the text with which the message goes back; ``headers`` are lines to add and
-    ``removes`` names to take out first. ``drops`` is true of a command that takes the message and does nothing.
+    ``removes`` names to take out first, ``tag`` is put before the subject. ``drops`` is true of a command that takes
+    the message and does nothing.
     """
 
     value: Value = EMPTY
@@ -49,6 +51,7 @@ class Effect(NamedTuple):
     bounces: str | None = None
     headers: tuple[tuple[str, str], ...] = ()
     removes: tuple[str, ...] = ()
+    tag: str = ""
     drops: bool = False
 
 
@@ -142,6 +145,10 @@ def in_backticks(command: Value, line: int) -> Effect:
             return Effect(value=_date(words))
         if first in ("reformail", "formail") and any(_text(word).startswith("-D") for word in words):
             return Effect(status=(Status(Leaf("duplicate", True)),), note="ours remembers the Message-IDs of a week")
+        if first in ("reformail", "formail") and len(words) in (2, 3):
+            option = re.fullmatch(r"-[cz]*x *([A-Za-z-]*):?", " ".join(map(_text, words[1:])))
+            if option and option[1]:
+                return Effect(value=(Captured(Capture(option[1].lower(), "value")),))
         if first in ("head", "cat") and "maildirsize" in shown_all(command):
             return Effect(value=(Mystery("it is the quota"),), note=QUOTA)
         if first == "mailbot":
@@ -279,26 +286,38 @@ def _edited(words: _Words, command: Value) -> Effect:
     """reformail(1) and formail(1): lines that it adds, or puts in the place of others."""
     headers: list[tuple[str, str]] = []
     removes: list[str] = []
+    tag = ""
     at = 1
     while at < len(words):
-        found = re.fullmatch(r"-([aAiIf])(.*)", _text(words[at]), re.DOTALL)
+        head, *others = words[at]
+        found = re.fullmatch(r"-([aAiIf])(.*)", head, re.DOTALL) if isinstance(head, str) else None
         if not found and not any(not isinstance(part, str) for part in words[at]):
             return Effect(trouble=f"rules cannot change a message in this way: {shown(command)}")
-        option, rest = (found[1], found[2]) if found else ("", "")
-        if not rest and option != "f":
+        option, rest = (found[1], plain((found[2], *others))) if found else ("", EMPTY)
+        if rest == EMPTY and option != "f":
             at += 1
-            rest = (known(words[at]) or "") if at < len(words) else ""
+            rest = words[at] if at < len(words) else EMPTY
         at += 1
-        name, colon, text = rest.partition(":")
-        if option == "f" and rest in ("0", ""):
+        if option == "f" and _text(rest) in ("0", ""):
             continue  # the "From " line is never stored
+        if option == "I" and (said := _tag(rest)):
+            tag = said
+            continue
+        name, colon, text = _text(rest).partition(":")
         if not colon or option not in ("A", "I") or (not text.strip() and option != "I"):
             return Effect(trouble=f"rules add and remove whole header lines that are known: {shown(command)}")
         if option == "I":
             removes.append(name)
         if text.strip():
             headers.append((name, text.strip()))
-    return Effect(headers=tuple(headers), removes=tuple(removes))
+    return Effect(headers=tuple(headers), removes=tuple(removes), tag=tag)
+
+
+def _tag(line: Value) -> str:
+    """What a line "Subject: TAG" and the old subject puts before it; "" for any other line."""
+    first, *others = line
+    found = re.fullmatch(r"Subject:\s*(\S.*?)\s*", first, re.IGNORECASE) if isinstance(first, str) else None
+    return found[1] if found and others == [Captured(Capture("subject", "value"))] else ""
 
 
 # --- to "| ..." --------------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from deliver.convert.maildrop_pcre import (
     texts_of,
     written,
 )
+from deliver.convert.patterns import attached
 
 ADDRESS_FIELDS = frozenset(
     "from to cc bcc reply-to sender errors-to resent-from resent-to resent-cc resent-sender resent-reply-to".split()
@@ -132,6 +133,8 @@ def in_message(pattern: str, options: str) -> Found:
     if unknown := re.sub(r"[hHbD]", "", letters):
         raise CannotSay(f"the option {unknown[0]} is not known")
     case = "D" in letters
+    if "b" not in letters and (files := attached(pattern)) is not None:
+        return Found(files, {}, "attachments are asked for by their names, those in archives as well")
     alternatives = Reader(pattern).all()
     formulas: list[Formula] = []
     captures: dict[int, Capture] = {}
@@ -278,7 +281,7 @@ def _level(behind: str) -> Formula:
         raise CannotSay('what it wants of X-Spam-Level is no number of stars; write score = ">= 5" in its place')
     stars = len(found[1]) // 2 + (int(found[2]) - 1 if found[2] else 0)
     if "$" in found[4] and not found[3]:
-        raise CannotSay('it wants just so many stars; write score = ["5"] in its place')
+        return all_of([Leaf("score", f">= {stars}"), negated(Leaf("score", f">= {stars + 1}"))])
     return Leaf("score", f">= {stars}")
 
 

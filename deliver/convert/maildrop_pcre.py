@@ -211,7 +211,14 @@ def tested(begins: bool, pieces: Pieces, case: bool, *, address: bool) -> Any:
     quoted = address and any(one.text == " " for one in core) and any(one.text == "<" for one in core)
     named = address and begins and bool(core) and core[0].text.isalnum() and "@" not in [one.text for one in core]
     if globs is not None and not quoted and not named:
-        made = [re.sub(STARRED, "*", f"{'' if begins else '*'}{one}{'' if ends else '*'}") for one in globs]
+        before = "" if begins else "*"
+        if address and any(one.startswith("<") for one in globs):
+            before = _before_bracket(begins, "*?")
+        whole = [f"{before}{one}{'' if ends else '*'}" for one in globs]
+        if address and (begins or ends):
+            # Where an address stands alone in <>, maildrop takes these away.
+            whole += [f"<{before}{one}{'>' if ends else '*'}" for one in globs if "<" not in one and ">" not in one]
+        made = [re.sub(STARRED, "*", one) for one in whole]
         made = ["*"] if "*" in made else list(dict.fromkeys(made))
         return made[0] if len(made) == 1 else made
     if not core and not case:
@@ -221,10 +228,20 @@ def tested(begins: bool, pieces: Pieces, case: bool, *, address: bool) -> Any:
         return {"regex": f"^{_display_name(text)}{'$' if ends else ''}"}
     if address:
         text = re.sub(r" <", '"? *<', text)
-        text = f'"?{text}' if begins else text
+        text = f"{_before_bracket(begins, '[^, ] *')}{text}" if text.startswith("<") else text
+        text = f'["<]?{text}' if begins else text
     if "|" in text and (begins or ends):
         text = f"(?:{text})"
-    return {"regex": f"{'(?-i)' if case else ''}{'^' if begins else ''}{text}{'$' if ends else ''}"}
+    bare = f"^<[^<>]*{text}>$" if address and ends and not begins and "<" not in text else ""
+    said = f"{'^' if begins else ''}{text}{'>?' if address and begins and ends else ''}{'$' if ends else ''}"
+    return {"regex": f"{'(?-i)' if case else ''}{said}{f'|{bare}' if bare else ''}"}
+
+
+def _before_bracket(begins: bool, something: str) -> str:
+    """What stands before "<" in an address field: maildrop takes the <> away where there is nothing else."""
+    if begins:
+        raise CannotSay("maildrop, since 2.7.1, takes away the <> of an address that has no name before it")
+    return something
 
 
 def _display_name(text: str) -> str:
@@ -235,7 +252,7 @@ def _display_name(text: str) -> str:
     name, bracket, address = text.partition(" <")
     if bracket:
         return f'(?:{name}|"{name}") *<{address}'
-    return rf'(?:{name}|"{name}[^"@.,:;<>()\[\]\\]*")'
+    return rf'(?:<?{name}|"{name}[^"@.,:;<>()\[\]\\]*")'
 
 
 def is_in(text: str, pattern: str, options: str) -> bool:

@@ -48,6 +48,7 @@ class _Draft:
     flags: list[str] = field(default_factory=list)
     headers: dict[str, str] = field(default_factory=dict)
     removes: list[str] = field(default_factory=list)
+    tag: str = ""
     implied: bool = False
 
 
@@ -108,6 +109,7 @@ class Drafts:
         flags: Iterable[str] = (),
         headers: Iterable[tuple[str, str]] = (),
         removes: Iterable[str] = (),
+        tag: str = "",
         implied: bool = False,
     ) -> None:
         """Something that is done on these paths, in the ifs that begin on those lines."""
@@ -120,6 +122,7 @@ class Drafts:
         for name, text in headers:
             draft.headers[name] = text
         draft.removes += removes
+        draft.tag = tag or draft.tag
         draft.implied = implied
         if place and copy:
             draft.copies.append(place)
@@ -241,7 +244,7 @@ class Drafts:
             said["trust-header"] = "X-Spam-Status"
         for draft in list(self._drafts):
             path = draft.paths[0] if len(draft.paths) == 1 else ()
-            if draft.copies or draft.headers or draft.removes or draft.place is None or SPAM not in path:
+            if draft.copies or draft.headers or draft.removes or draft.tag or draft.place is None or SPAM not in path:
                 continue
             score = re.fullmatch(r">= ([0-9.]+)", str(value_of(path, "score")))
             if path == (SPAM,) and draft.place[0] == "file":
@@ -263,7 +266,8 @@ class Drafts:
             last = self._drafts[-1]
             above = self._drafts[:-1]
             taken = gone or any(one.place and any(map(_takes_spam, one.paths)) for one in above)
-            bare = not (last.copies or last.flags or last.headers or last.removes) and last.place == ("file", "INBOX")
+            marked = last.copies or last.flags or last.headers or last.removes or last.tag
+            bare = not marked and last.place == ("file", "INBOX")
             if not bare or (aware and not taken):
                 return
             self._drafts.pop()
@@ -292,6 +296,8 @@ def _rule(draft: _Draft, *, aware: bool) -> dict[str, Any]:
         rule["remove-header"] = _one_or_all(draft.removes)
     if draft.headers:
         rule["add-header"] = dict(draft.headers)
+    if draft.tag:
+        rule["tag-subject"] = draft.tag
     if draft.copies:
         rule["copy"] = _one_or_all([target for _, target in draft.copies])
     if draft.place:
