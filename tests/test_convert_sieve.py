@@ -22,7 +22,7 @@ from deliver.convert.write import text
 
 REQUIRE = """\
 require ["fileinto", "copy", "mailbox", "imap4flags", "envelope", "subaddress", "relational", "regex", "body", "date",
-  "reject", "vacation", "variables", "editheader", "comparator-i;ascii-numeric", "spamtest", "virustest", "duplicate"];
+  "reject", "vacation", "variables", "editheader", "comparator-i;ascii-numeric", "spamtest", "virustest", "duplicate", "ihave"];
 """
 
 
@@ -216,7 +216,8 @@ Go away.
     "true and false": 'if false { discard; } elsif not true { fileinto "no"; } elsif anyof (false, true) { fileinto "yes"; }',
     "counted": """
         if header :count "gt" "received" "1" { fileinto "far"; }
-        elsif address :count "ge" ["to", "cc"] "3" { fileinto "crowd"; }""",
+        elsif address :count "ge" ["to", "cc"] "3" { fileinto "crowd"; }
+        elsif header :count "ne" "x-number" "0" { fileinto "numbered"; }""",
     "numbers in headers": """
         if header :value "ge" :comparator "i;ascii-numeric" "X-Spam-Score" "5" { fileinto "Junk"; stop; }
         if header :value "lt" :comparator "i;ascii-numeric" "X-Number" "20" { fileinto "low"; stop; }
@@ -238,6 +239,14 @@ Go away.
         if size :over 8K { addflag "Later"; }
         if hasflag ["\\\\flagged", "Later"] { fileinto "marked"; }""",
     "removeflag of what was never set": 'removeflag "\\\\Seen"; if exists "list-id" { addflag "\\\\Seen"; }',
+    "flags that are taken away": """
+        setflag ["\\\\Seen", "\\\\Flagged"];
+        if exists "list-id" { removeflag "\\\\SEEN"; fileinto "dev"; stop; }
+        if exists "X-Number" { setflag "$Junk"; }
+        if hasflag "\\\\Seen" { fileinto "seen"; }""",
+    "flags around a place, as Ingo writes them": """
+        if exists "list-id" { addflag "\\\\Flagged"; fileinto "dev"; removeflag "\\\\Flagged"; stop; }
+        if exists "X-Number" { addflag ["\\\\Seen"]; keep; removeflag ["\\\\Seen"]; stop; }""",
     "vacation": """
         if not exists "list-id" { vacation :days 5 :subject "Away" :addresses ["me@example.com"] "I am {not} here."; }""",
     "vacation at its plainest": 'vacation "I am away."; if header :contains "subject" "invoice" { fileinto "bills"; }',
@@ -258,12 +267,40 @@ Go away.
         elsif date :zone "+0000" :value "lt" "date" "time" "12:00:00" { fileinto "never"; }
         elsif date :zone "+0000" :value "gt" "date" "hour" "12" { fileinto "not at 12"; }
         elsif date :zone "+0000" :value "ne" "date" "year" "2025" { fileinto "the rest"; }""",
+    "moments": """
+        if date :zone "+0530" :value "ge" "date" "time" "17:30" { fileinto "evening in India"; }
+        elsif date :zone "+0000" :value "lt" "date" "iso8601" "2026-11-02T07:30" { fileinto "before"; }
+        elsif date :zone "+0000" :value "le" "date" "iso8601" "2026-11-23 24:00:00" { fileinto "a day in text"; }
+        elsif date :zone "+0000" :value "ge" "date" "iso8601" "2026-11-28T12:00:00" { fileinto "that evening"; }""",
     "duplicate": 'if duplicate :seconds 3600 { discard; } if exists "list-id" { fileinto "dev"; }',
     "constants": """
         set "box" "Lists"; set :lower "who" "BOSS@example.com";
         if exists "List-Id" { set "sub" "dev"; fileinto "${box}.${sub}"; }
         elsif address :is "from" "${who}" { fileinto "${box}"; }
         elsif header :contains "subject" "${nothing}cron" { fileinto "a"; }""",
+    "a variable's value by what came before": """
+        set "box" ""; set "spam" "no";
+        if header :contains "X-Spam-Flag" "YES" { set "spam" "yes"; }
+        if exists "list-id" { set "box" "Lists"; }
+        elsif address :domain "from" "example.net" { set "box" "Net"; if size :over 8K { set "box" "${box}.large"; } }
+        if string "${spam}" "YES" { fileinto "never"; }
+        if string :comparator "i;ascii-casemap" "${spam}" "YES" { discard; stop; }
+        if string :matches "${box}" "L?s*" { addflag "Later"; }
+        if not string :is "${box}" "" { fileinto "${box}"; }""",
+    "folders by what matched": """
+        if header :matches "List-Id" "*<*.*>*" { set :lower "name" "${2}"; fileinto "Lists.${name}"; }
+        elsif header :regex "list-id" "<([a-z0-9-]+)[.@]" { fileinto "never"; }
+        elsif address :matches "from" "*@*" { if exists "X-Empty" { fileinto "Users.${1}"; } }
+        if envelope :matches :detail "to" "*" { fileinto "Plus.${1}"; }""",
+    "a list's name by a pattern": 'if header :regex "list-id" "<([a-z0-9-]+)[.@]" { fileinto "l.${1}"; stop; }',
+    "a match in one of several tests": """
+        if anyof (exists "X-Number", envelope :matches :detail "to" "*") { keep; }
+        if string "${1}" "" { fileinto "no detail"; } else { fileinto "Detail.${1}"; }""",
+    "folders by the day": """
+        if currentdate :matches "year" "*" { set "year" "${1}"; }
+        if currentdate :matches "month" "*" { set "month" "${1}"; }
+        if exists "list-id" { fileinto "Archive.${year}.${month}"; }""",
+    "what the server can": 'if ihave ["fileinto", "copy"] { if exists "list-id" { fileinto "x"; } } else { discard; }',
     "spam headers": """
         if anyof (header :contains "X-Spam-Flag" "YES", header :contains "X-Spam-Level" "*****") { fileinto "Junk"; stop; }
         if not header :contains "X-Spam-Status" "Yes" { fileinto "clean"; }""",
@@ -442,13 +479,27 @@ REPORTED = {
         [(1, "unknown command 'mailboxexists'"), (2, "only where the branches above it are not taken")],
     ),
     "what comes of a message": (
-        'require "variables";\nif header :matches "subject" "*" {\n  set "s" "${1}";\n  fileinto "${s}";\n}',
+        'require "variables";\nif header :matches "subject" "a*" {\n  set "s" "${1}";\n  fileinto "${s}";\n}',
         [(3, "${1} is depends on the message"), (4, "${s} is depends on the message")],
     ),
-    "a variable after a branch": (
-        'require "variables";\nset "a" "x";\nif size :over 1K { set "a" "y"; }\nfileinto "${a}";',
-        [(4, "${a} is depends on the message")],
+    "a variable set where nobody knows": (
+        'require "variables";\nset "a" "x";\nif environment "name" "x" { set "a" "y"; }\nfileinto "${a}";',
+        [(3, 'no condition for the test "environment"'), (4, "${a} is depends on the message")],
     ),
+    "a match that nobody knows": (
+        'require "variables";\nif header :matches :index 1 "a" "*" { stop; }\nfileinto "x${1}";',
+        [(2, ":index and :last"), (3, "${1} is depends on the message")],
+    ),
+    "what comes of a message, in large letters": (
+        'require "variables";\nif header :matches "subject" "*" {\n  set :upper "s" "${1}"; }',
+        [(3, ":upper is not reckoned of what comes of the message")],
+    ),
+    "an address that comes of a message": (
+        'require "variables";\nif address :matches "from" "*@*" {\n  redirect "${1}@example.org"; }',
+        [(3, "${1} is depends on the message")],
+    ),
+    "a namespace": ('require "variables";\nfileinto "${env.folder}";', [(2, "${env.folder} is depends on")]),
+    "what another server can": ('if ihave "vnd.example" { discard; }', [(1, '"vnd.example" is not known')]),
     "a folder that IMAP servers take in two ways": ('fileinto "Gel\u00f6scht";', [(1, "only ASCII characters")]),
     "no address": ('redirect "nobody";', [(1, '"nobody" is no mail address')]),
     "a notification": ('notify "mailto:a@example.org";', [(1, 'no action for "notify"')]),
@@ -512,7 +563,14 @@ def test_a_report_says_that_rules_below_see_the_mail_that_it_took() -> None:
 NEARLY = {
     "flags behind a copy": ('fileinto :copy "x"; addflag "\\\\Seen"; fileinto "y";', "on every place of a message"),
     "flags in place of others": ('addflag "\\\\Seen"; keep :flags "\\\\Draft";', "ours are only added"),
-    "setflag takes others away": ('addflag "\\\\Seen"; setflag "\\\\Draft";', "is not taken away"),
+    "flags before another place": ('fileinto :flags "\\\\Seen" "x"; keep;', "on every place of a message"),
+    "flags beside the inbox": ('fileinto :copy :flags "\\\\Seen" "x";', "on every place of a message"),
+    "flags that are gone later": ('addflag "\\\\Seen"; fileinto "x"; removeflag "\\\\Seen"; keep;', "on every place"),
+    "values in a folder's name": (
+        'require "variables"; if envelope :matches "from" "*" { fileinto "x.${1}"; }',
+        "one level of small letters",
+    ),
+    "seconds": ('if date :value "gt" "date" "time" "17:30:00" { discard; }', "by the minute"),
     "spamtest": ('if spamtest :value "ge" :comparator "i;ascii-numeric" "5" { discard; }', "scales its points"),
     "virustest": ('if virustest :value "eq" "5" { discard; }', "on-virus"),
     "a raw body": ('if body :raw :contains "x" { discard; }', "decoded text"),
@@ -650,6 +708,50 @@ include "no";
         '#     include "no";',
         "# the end",
     ]
+
+
+def test_what_a_match_holds_goes_into_a_reply(
+    scratch: Path, tmp_path: Path, real: converting.Sieve, mails: dict[str, Path]
+) -> None:
+    script = """
+        if header :matches "subject" "*" { set "was" ": ${1}"; }
+        vacation :subject "Away${was} {${encoded}}" "You wrote${was}";"""
+    ours = converting.Ours(tmp_path, converting.rules_of(convert(REQUIRE + script)))
+    for name in ("plain", "invoice"):
+        one = MAILS[name]
+        (said,) = real.run(script_file(scratch, script), [(mails[name], converting.SENDER, one.recipient)])
+        answer = ours.decision(one.content, recipient=one.recipient)[0].answer
+        assert answer
+        assert f"=> subject : {answer.subject}\n" in said
+        assert f"\n{answer.text.strip()}\n" in said.replace("\r", "")
+    without = ours.decision(b"From: friend@example.net\nTo: you@example.org\n\nx\n")[0].answer
+    assert without
+    assert (without.subject, without.text.strip()) == ("Away {}", "You wrote")
+
+
+def test_encoded_characters_are_read(
+    scratch: Path, tmp_path: Path, real: converting.Sieve, mails: dict[str, Path]
+) -> None:
+    script = """
+        if header :contains "subject" "f${hex:c3 BC}r M${Unicode:00E4}rz" { fileinto "spring"; }
+        elsif header :contains "subject" ["${hex:xy}", "${hex:24 24}$"] { fileinto "money"; }"""
+    required = f'require ["encoded-character", "fileinto"];{script}'
+    path = scratch / "encoded.sieve"
+    path.write_text(required)
+    ours = converting.Ours(tmp_path, converting.rules_of(convert(required)))
+    wanted = real.fates(path, [(one, MAILS[name].sender, MAILS[name].recipient) for name, one in mails.items()])
+    assert [ours.fate(*MAILS[name]) for name in mails] == wanted
+    assert len(set(wanted)) == 3
+    plain = converting.Ours(tmp_path, converting.rules_of(convert(script)))
+    assert plain.fate(*MAILS["invoice"]).places == {("INBOX", frozenset())}
+    odd = 'header :is "a" ["${unicode:D800}", "${hex:1FF}", "${hex:FF}", "${unicode:}"]'  # no UTF-8, no octet
+    converting.rules_of(convert(f'require "encoded-character"; if {odd} {{ discard; }}'))
+
+
+def test_many_values_end_in_a_report() -> None:
+    sets = "".join(f'if header :is "a" "{n}" {{ set "v" "{n}"; }}\n' for n in range(500))
+    reported = convert(f'require "variables";\n{sets}fileinto "${{v}}";').reported
+    assert [one.reason for one in reported] == ["what ${v} is depends on the message"]
 
 
 def test_the_same_script_becomes_the_same_rules() -> None:

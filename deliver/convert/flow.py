@@ -37,7 +37,10 @@ class Does(Enum):
 
 @dataclass
 class Statement:
-    """One statement. ``target`` is a folder, an address or a bounce's text, ``table`` what ADD puts into a rule."""
+    """One statement. ``target`` is a folder, an address or a bounce's text, ``table`` what ADD puts into a rule.
+
+    ``until`` is the statement by which a mark is gone again, by its place among all; None for one that stays.
+    """
 
     does: Does
     guard: Guard
@@ -46,6 +49,7 @@ class Statement:
     table: dict[str, Any] = field(default_factory=dict)
     comments: tuple[str, ...] = ()
     sees: str = "all"
+    until: int | None = None
 
 
 class Lost:
@@ -163,16 +167,19 @@ class Flow:
         return not before and all(other.does is Does.STOP for other in self._statements[index + 1 :])
 
     def _shared(self, index: int, statement: Statement) -> bool:
-        """Whether a message has been put somewhere before it is marked."""
+        """Whether a message has places, too, on which its mark is not wanted."""
         if not {"flag", "add-header", "remove-header", "tag-subject"}.intersection(statement.table):
             return False
-        stored = (Does.STORE, Does.SEND, Does.COPY)
-        return any(
-            other.does in stored
-            and not excluded((*statement.guard, *other.guard))
-            and not covered(other.guard, self._ended)
-            for other in self._statements[:index]
-        )
+        until = len(self._statements) if statement.until is None else statement.until
+        meant = False
+        for at, other in enumerate(self._statements):
+            if excluded((*statement.guard, *other.guard)):
+                continue
+            if other.does is Does.DROP or index <= at < until:
+                meant = meant or other.does in {Does.STORE, Does.SEND, Does.DROP}
+            elif other.does in {Does.STORE, Does.SEND, Does.COPY} and not covered(other.guard, self._ended):
+                return True
+        return statement.until is not None and not meant
 
     def _flush(self, guard: Guard, line: int) -> None:
         """Keep out of the inbox what comes by this guard and was copied elsewhere, or is wanted nowhere."""

@@ -166,6 +166,8 @@ def _narrowed(known: list[Formula]) -> list[Formula]:
     narrow: list[Formula] = []
     for one in known:
         if isinstance(one, Not) and isinstance(one.part, All):
+            if any(negated(part) in known for part in literals(one.part.parts)):
+                continue
             rest = [part for part in literals(one.part.parts) if part not in known]
             one = negated(all_of(rest))  # noqa: PLW2901
         if one not in narrow:

@@ -1,7 +1,7 @@
 """Sieve scripts (RFC 5228 and its extensions) as rules of ours."""
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 from deliver.convert import sieve_source
@@ -12,8 +12,11 @@ from deliver.convert.model import Conversion, Converted, Reported
 from deliver.convert.patterns import Untranslatable, sound
 from deliver.convert.sieve_source import Command
 from deliver.convert.sieve_tests import Scope, formula
+from deliver.convert.sieve_variables import SMALL, braced
 from deliver.rules.load import LONGEST_LINE
 from deliver.rules.model import is_inbox
+from deliver.rules.placeholders import names as placeholders
+from deliver.rules.placeholders import put
 from deliver.values import INBOX
 
 PREFACE = (
@@ -31,7 +34,7 @@ _SYSTEM_FLAGS = {"\\seen": "seen", "\\flagged": "flagged", "\\answered": "answer
 def convert(text: str) -> Conversion:
     """A script as rules. Raises Wrong where it is no Sieve."""
     statements, comments = sieve_source.read(text)
-    script = _Script(expands=_expands(statements))
+    script = _Script(Scope(_required(statements), _matches(statements)))
     script.take(statements, ())
     flow = Flow(script.statements)
     rules, refused = checked([_named(rule) for rule in flow.rules])
@@ -44,7 +47,7 @@ def convert(text: str) -> Conversion:
     return Conversion(rules, tuple(sorted(reported)), comments=left, preface=PREFACE)
 
 
-_BLURRED = "flags and header lines are on every place of a message; the script has them only on what it stores later"
+_BLURRED = "flags and header lines are on every place of a message; the script has them only on some"
 
 
 def _named(rule: Converted) -> Converted:
@@ -61,17 +64,24 @@ def _named(rule: Converted) -> Converted:
     return rule._replace(table={"name": name, **rule.table}, comments=tuple(comments))
 
 
-def _expands(statements: Sequence[sieve_source.Statement]) -> bool:
-    """Whether the script asks for variables: without that, "${" is itself (RFC 5229 section 3)."""
-    return any(one.name == "require" and '"variables"' in one.words for one in statements)
+def _required(statements: Iterable[sieve_source.Statement]) -> frozenset[str]:
+    """The extensions that the script asks for (RFC 5228 section 3.2)."""
+    words = [word for one in statements if one.name == "require" for word in re.findall(r'"([^"]*)"', one.words)]
+    return frozenset(word.lower() for word in words)
+
+
+def _matches(statements: Iterable[sieve_source.Statement]) -> frozenset[str]:
+    """The match variables anywhere in the script."""
+    return frozenset(name for one in statements for name in re.findall(r"\$\{([0-9])\}", one.source))
 
 
 class _Made(NamedTuple):
-    """What an action does: one part of a Statement."""
+    """What an action does: one part of a Statement. ``alone`` is a mark for the places of this action alone."""
 
     does: Does
     target: str = ""
     table: dict[str, Any] = {}  # noqa: RUF012 # never changed
+    alone: bool = False
 
 
 # RFC 5229 section 4.1: those of the higher precedence first.
@@ -91,12 +101,12 @@ class _Script:
     ``statements`` are what they do, ``reported`` what no rule stands for; ``left`` are comments that nothing followed.
     """
 
-    def __init__(self, *, expands: bool) -> None:
+    def __init__(self, scope: Scope) -> None:
         self.statements: list[Statement] = []
         self.reported: list[Reported] = []
         self.left: list[str] = []
         self._sources: dict[int, sieve_source.Statement] = {}
-        self._scope = Scope(expands)
+        self._scope = scope
         self._stopped: list[Formula] = []
         self._replies: list[Guard] = []
         self._lost = Lost()
@@ -136,6 +146,7 @@ class _Script:
         self.left += one.comments
         holds: Formula = TRUE
         self._scope.warnings = []
+        self._scope.guard = (*guard, *self._stopped, *(() if otherwise is None else (otherwise,)))
         if otherwise is None:
             self._report(one, "it is asked only where the branches above it are not taken", guard, follows=follows)
             return None
@@ -148,11 +159,8 @@ class _Script:
         for words in self._scope.warnings:
             self.reported.append(Reported(one.line, one.words, words, warning=True))
         way = (*guard, *(part for part in literals((otherwise, holds)) if part not in literals(guard)))
-        known = dict(self._scope.variables)
         self.take(one.block or (), way)
         self.left += one.inner
-        changed = [name for name, value in self._scope.variables.items() if known.get(name) != value]
-        self._scope.variables = {**known, **dict.fromkeys(changed)}
         return all_of([otherwise, negated(holds)])
 
     def _report(self, one: sieve_source.Statement, reason: str, guard: Guard, *, follows: bool) -> None:
@@ -161,8 +169,9 @@ class _Script:
             reason += "; the rules below are now asked about the mail that it took, too" if follows else ""
         comments, self.left = tuple(self.left), []
         self.reported.append(Reported(one.line, one.source, reason, comments=comments))
-        for name in _set_in(one):
-            self._scope.variables[name] = None
+        tried = self._scope.matches if re.search(":(?:matches|regex)", one.source, re.IGNORECASE) else ()
+        for name in {*_set_in(one), *tried}:
+            self._scope.variables.assign(name, guard, [(TRUE, None)])
 
     # --- actions ---------------------------------------------------------------------------------------------------
 
@@ -171,26 +180,34 @@ class _Script:
         if command.name not in self._ACTIONS:
             raise Untranslatable(f'there is no action for "{command.name}"')
         self._scope.warnings = []
-        way = (*guard, *self._stopped)
-        made = self._ACTIONS[command.name](self, command, way)
-        if any(statement.does in {Does.DROP, Does.REFUSE} for statement in made):
-            self._lost.check(way)
-        comments = tuple(self.left) if made else ()
-        for statement in made:
-            entry = Statement(statement.does, way, one.line, statement.target, statement.table, comments)
-            comments = ()
+        self._scope.guard = (*guard, *self._stopped)
+        made: list[tuple[Guard, _Made]] = []
+        for when, held in self._scope.worlds(command):
+            self._scope.held = held
+            # What the guard says and these values say already needs no saying.
+            wider = [part for part in literals((*guard, *self._stopped)) if not excluded((when, negated(part)))]
+            way = (*wider, *(part for part in literals((when,)) if part not in wider))
+            made += [(way, statement) for statement in self._ACTIONS[command.name](self, command, way)]
+        for way, statement in made:
+            if statement.does in {Does.DROP, Does.REFUSE}:
+                self._lost.check(way)
+            entry = Statement(statement.does, way, one.line, statement.target, statement.table, tuple(self.left))
+            self.left = []
             self._sources[id(entry)] = one
             self.statements.append(entry)
-        if made:
-            self.left = []
+        for (_, statement), entry in zip(reversed(made), reversed(self.statements), strict=False):
+            if statement.alone:
+                entry.until = len(self.statements)
         for words in self._scope.warnings:
             self.reported.append(Reported(one.line, one.source, words, warning=True))
         if command.name == "stop":
             self._stopped.append(negated(all_of(guard)))
 
     def _fileinto(self, command: Command, way: Guard) -> list[_Made]:
-        folder = _folder(self._scope.text(command.arguments["mailbox"]))
+        folder = _folder(self._scope.said(command.arguments["mailbox"]))
         sound({"file": folder})
+        if placeholders(folder):
+            self._scope.warn('a value in a folder\'s name is one level of small letters, digits and "_+=@-"')
         does = Does.COPY if ":copy" in command.tags else Does.STORE
         return [*self._own_flags(command, way), _Made(does, folder)]
 
@@ -208,10 +225,7 @@ class _Script:
         except Untranslatable as error:
             self._scope.warn(f"it has no flags: {error}")
             return []
-        elsewhere = [one for one in self.statements if one.does in {Does.STORE, Does.COPY} and one.line]
-        if any(not excluded((*way, *one.guard)) for one in elsewhere):
-            self._scope.warn("the flags are on every place of the message, not on this one alone")
-        return [_Made(Does.ADD, table={"flag": marks})] if marks else []
+        return [_Made(Does.ADD, table={"flag": mark}, alone=True) for mark in marks]
 
     def _redirect(self, command: Command, _way: Guard) -> list[_Made]:
         address = self._scope.text(command.arguments["address"])
@@ -245,19 +259,35 @@ class _Script:
         if "variable-name" in command.arguments:
             raise Untranslatable("flags in a variable have no counterpart")
         flags = [flag for text in self._scope.texts(command.arguments["list-of-flags"]) for flag in text.split()]
-        if command.name != "addflag" and any(not excluded((*way, when)) for when in self._scope.flags.values()):
-            self._scope.warn("flags are only added here; one that was set before is not taken away")
+        marks, names = _marks(flags), [flag.lower() for flag in flags]
+        if command.name != "addflag":
+            gone = names if command.name == "removeflag" else [one for one in self._scope.flags if one not in names]
+            for name in gone:
+                self._scope.flags[name] = all_of([self._scope.flags.get(name, FALSE), negated(all_of(way))])
+            self._unflag({mark.lower() for mark in marks}, way, others=command.name == "setflag")
         if command.name == "removeflag":
             return []
-        marks = _marks(flags)
-        for flag in flags:
-            known = self._scope.flags.get(flag.lower(), FALSE)
-            self._scope.flags[flag.lower()] = any_of([known, all_of(way)])
-        return [_Made(Does.ADD, table={"flag": marks})] if marks else []
+        for name in names:
+            self._scope.flags[name] = any_of([self._scope.flags.get(name, FALSE), all_of(way)])
+        return [_Made(Does.ADD, table={"flag": mark}) for mark in marks]
+
+    def _unflag(self, marks: Container[str], way: Guard, *, others: bool) -> None:
+        """Take these marks, or all ``others``, from the message again: what is stored later has them no more."""
+        for index, one in enumerate(self.statements):
+            mark = one.table.get("flag")
+            if mark is None or one.until is not None or excluded((*way, *one.guard)):
+                continue
+            if (mark.lower() in marks) is others:
+                continue
+            behind = self.statements[index:]
+            if any(other.does in {Does.STORE, Does.COPY} and not excluded((*way, *other.guard)) for other in behind):
+                one.until = len(self.statements)
+            else:
+                one.guard = (*one.guard, negated(all_of(part for part in literals(way) if part not in one.guard)))
 
     def _add_header(self, command: Command, _way: Guard) -> list[_Made]:
         name = self._scope.text(command.arguments["name"])
-        table = {"add-header": {name: _plain(self._scope.text(command.arguments["value"]))}}
+        table = {"add-header": {name: self._scope.said(command.arguments["value"])}}
         sound(table)
         if ":last" in command.tags:
             self._scope.warn("the line stands before the message, not behind its header")
@@ -279,8 +309,8 @@ class _Script:
             raise Untranslatable("the first reply that is wanted is the one that goes out")
         reply: dict[str, Any] = {}
         if ":subject" in command.tags:
-            reply["subject"] = _plain(self._scope.text(command.tags[":subject"]))
-        reply["text"] = _plain(self._scope.text(command.arguments["reason"]))
+            reply["subject"] = self._scope.said(command.tags[":subject"])
+        reply["text"] = self._scope.said(command.arguments["reason"])
         if ":days" in command.tags or ":seconds" in command.tags:
             reply["every"] = self._every(command)
         if ":addresses" in command.tags:
@@ -304,15 +334,19 @@ class _Script:
             self._scope.warn("a sender is answered once in 1 h to 90 d")
         return f"{days} d"
 
-    def _set(self, command: Command, _way: Guard) -> list[_Made]:
-        name = self._scope.text(command.arguments["name"]).lower()
-        value = self._scope.text(command.arguments["value"])
-        for tag in command.tags:
-            if tag not in _MODIFIERS:
-                raise Untranslatable(f"{tag} is not reckoned")
-        for tag in sorted(command.tags, key=list(_MODIFIERS).index):
-            value = _MODIFIERS[tag](value)
-        self._scope.variables[name] = value
+    def _set(self, command: Command, way: Guard) -> list[_Made]:
+        value = self._scope.said(command.arguments["value"])
+        if unknown := [tag for tag in command.tags if tag not in _MODIFIERS]:
+            raise Untranslatable(f"{unknown[0]} is not reckoned")
+        if found := placeholders(value):
+            if set(command.tags) - {":lower"} or (command.tags and not SMALL.issuperset(found)):
+                raise Untranslatable(f"{' '.join(command.tags)} is not reckoned of what comes of the message")
+        else:
+            text = put(value, {})
+            for tag in sorted(command.tags, key=list(_MODIFIERS).index):
+                text = _MODIFIERS[tag](text)
+            value = braced(text)
+        self._scope.variables.assign(self._scope.text(command.arguments["name"]).lower(), way, [(TRUE, value)])
         return []
 
     _ACTIONS: ClassVar[dict[str, "Callable[[_Script, Command, Guard], list[_Made]]"]] = {
@@ -354,16 +388,11 @@ def _folder(name: str) -> str:
     levels = [level for level in re.split(r"[./]", name) if level]
     if levels and is_inbox(levels[0]) and len(levels) > 1:
         del levels[0]
-    return _plain(".".join(levels))
+    return ".".join(levels)
 
 
-def _plain(text: str) -> str:
-    """Text in which a brace is a brace, and begins no placeholder."""
-    return text.replace("{", "{{").replace("}", "}}")
-
-
-def _marks(flags: Sequence[str]) -> Any:
-    """The value of `flag` for IMAP flags; "" for none. Raises Untranslatable."""
+def _marks(flags: Sequence[str]) -> list[str]:
+    """The values of `flag` for IMAP flags. Raises Untranslatable."""
     marks = []
     for flag in dict.fromkeys(one for text in flags for one in text.split()):
         known = _SYSTEM_FLAGS.get(flag.lower())
@@ -372,4 +401,4 @@ def _marks(flags: Sequence[str]) -> Any:
         marks.append(known or (flag if flag.startswith("$") else f"keyword:{flag}"))
     if marks:
         sound({"flag": marks})
-    return "" if not marks else marks[0] if len(marks) == 1 else marks
+    return marks

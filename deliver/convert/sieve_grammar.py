@@ -154,6 +154,18 @@ class VirustestCommand(commands.TestCommand):  # type: ignore[misc]
     args_definition: ClassVar[list[_Argument]] = [_COMPARATOR, _MATCH, _string("value")]
 
 
+class StringCommand(commands.TestCommand):  # type: ignore[misc]
+    """RFC 5229 section 5."""
+
+    args_definition: ClassVar[list[_Argument]] = [_COMPARATOR, _MATCH, _strings("source"), _strings("key-list")]
+
+
+class IhaveCommand(commands.TestCommand):  # type: ignore[misc]
+    """RFC 5463 section 4."""
+
+    args_definition: ClassVar[list[_Argument]] = [_strings("capabilities")]
+
+
 class ErejectCommand(commands.ActionCommand):  # type: ignore[misc]
     """RFC 5429 section 2.1."""
 
@@ -190,6 +202,8 @@ commands.add_commands(
         DuplicateCommand,
         SpamtestCommand,
         VirustestCommand,
+        StringCommand,
+        IhaveCommand,
         ErejectCommand,
         AddheaderCommand,
         DeleteheaderCommand,

@@ -6,10 +6,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from deliver.convert import patterns, sieve_times
-from deliver.convert.formulas import FALSE, TRUE, Formula, Leaf, all_of, any_of, negated
+from deliver.convert.formulas import FALSE, TRUE, Formula, Guard, Leaf, all_of, any_of, negated
 from deliver.convert.patterns import Untranslatable
 from deliver.convert.sieve_source import Command
+from deliver.convert.sieve_variables import Held, Variables, braced, captured
 from deliver.convert.spam_lines import spam_line
+from deliver.rules.placeholders import names as placeholders
+from deliver.rules.placeholders import put
 
 _ADDRESSES = frozenset({"from", "to", "cc", "reply-to"})
 _ENVELOPE = {"from": "sender", "to": "recipient"}
@@ -18,42 +21,83 @@ _CASEMAP = "i;ascii-casemap"
 """The comparator of a test that names none (RFC 5228 section 2.7.3)."""
 _SIGNS = sieve_times.SIGNS
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_.]*|[0-9]+)\}")
+_ENCODED = re.compile(r"\$\{(hex|unicode):([0-9A-Fa-f\s]*)\}", re.IGNORECASE)
 
 
 @dataclass
 class Scope:
     """What is known at one place of a script.
 
-    ``variables`` have their values, None where only a message gives them; without ``expands`` (`require "variables"`)
-    a "${" is itself. ``flags`` are those set so far, each with the way that led there. ``edited`` are header fields
-    that the script has changed. ``warnings`` are collected: what has become nearly the same.
+    ``extensions`` are those that it asks for: without "variables" a "${" is itself. ``matches`` are the match variables
+    that stand anywhere in it ("1"). ``guard`` is the way to this place; ``held`` what the variables of the command at
+    hand hold for the messages in question. ``flags`` are those set so far, each with the way that led there. ``edited``
+    are header fields that the script has changed. ``warnings`` are collected: what has become nearly the same.
     """
 
-    expands: bool
-    variables: dict[str, str | None] = field(default_factory=dict)
+    extensions: frozenset[str] = frozenset()
+    matches: frozenset[str] = frozenset()
+    guard: Guard = ()
+    variables: Variables = field(default_factory=Variables)
+    held: Held = field(default_factory=dict)
     flags: dict[str, Formula] = field(default_factory=dict)
     edited: frozenset[str] = frozenset()
     warnings: list[str] = field(default_factory=list)
 
-    def text(self, raw: str) -> str:
-        """The string with its variables (RFC 5229 section 3). Raises Untranslatable."""
-
-        def value(found: re.Match[str]) -> str:
-            name = found[1].lower()
-            known = self.variables.get(name, None if name.isdigit() or "." in name else "")
+    def said(self, raw: str) -> str:
+        """The string with its variables (RFC 5229 section 3), as rules have it: with placeholders for what comes of the
+        message, and braces doubled. Raises Untranslatable.
+        """
+        text = self._decoded(raw)
+        if "variables" not in self.extensions:
+            return braced(text)
+        pieces, at = [], 0
+        for found in _VARIABLE.finditer(text):
+            known = self.held.get(found[1].lower())
             if known is None:
                 raise Untranslatable(f"what {found[0]} is depends on the message")
-            return known
+            pieces += [braced(text[at : found.start()]), known]
+            at = found.end()
+        return "".join([*pieces, braced(text[at:])])
 
-        if not self.expands:
+    def text(self, raw: str) -> str:
+        """The string with its variables, where it is the same for every message. Raises Untranslatable."""
+        said = self.said(raw)
+        if placeholders(said):
+            found = _VARIABLE.search(raw)
+            raise Untranslatable(f"what {found[0] if found else raw} is depends on the message")
+        return put(said, {})
+
+    def _decoded(self, raw: str) -> str:
+        """The string with its encoded characters (RFC 5228 section 2.4.2.4)."""
+        if "encoded-character" not in self.extensions:
             return raw
-        if re.search(r"\$\{(?:hex|unicode):", raw, re.IGNORECASE):
-            raise Untranslatable("encoded characters (RFC 5228 section 2.4.2.4) are not read")
-        return _VARIABLE.sub(value, raw)
+
+        def character(found: re.Match[str]) -> str:
+            try:
+                numbers = [int(word, 16) for word in found[2].split()]
+                octets = bytes(numbers) if found[1].lower() == "hex" else "".join(map(chr, numbers)).encode()
+                return octets.decode()
+            except (OverflowError, ValueError):  # no octet, no character, no UTF-8
+                return found[0]
+
+        return _ENCODED.sub(character, raw)
+
+    def worlds(self, command: Command) -> list[tuple[Formula, Held]]:
+        """What the variables of a command may hold here, and for which messages. Raises Untranslatable."""
+        if "variables" not in self.extensions:
+            return [(TRUE, {})]
+        names = [name.lower() for raw in _strings(command) for name in _VARIABLE.findall(self._decoded(raw))]
+        return self.variables.worlds(names, self.guard)
+
+    def match(self, when: Formula, values: Sequence[str | None]) -> None:
+        """Where this holds, the match variables have these values (RFC 5229 section 3.2), those behind them none."""
+        for name in self.matches:
+            value = values[int(name)] if int(name) < len(values) else ""
+            self.variables.assign(name, (*self.guard, when), [(TRUE, value)])
 
     def texts(self, raw: Any) -> list[str]:
         """A string or a list of them."""
-        return [self.text(one) for one in (raw if isinstance(raw, list) else [raw])]
+        return [self.text(one) for one in _listed(raw)]
 
     def warn(self, words: str) -> None:
         """Something is nearly the same."""
@@ -61,11 +105,56 @@ class Scope:
             self.warnings.append(words)
 
 
+def _strings(command: Command) -> Iterator[str]:
+    for value in (*command.tags.values(), *command.arguments.values()):
+        yield from (one for one in _listed(value) if isinstance(one, str))
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
 def formula(test: Command, scope: Scope) -> Formula:
     """The conditions that stand for a test. Raises Untranslatable."""
+    if test.name in _COMBINATIONS:
+        return _COMBINATIONS[test.name](test, scope)
     if test.name not in _TESTS:
         raise Untranslatable(f'there is no condition for the test "{test.name}"')
-    return _TESTS[test.name](test, scope)
+    answers: list[tuple[Formula, Formula]] = []
+    for when, held in scope.worlds(test):
+        scope.held = held
+        answers.append((when, _TESTS[test.name](test, scope)))
+        if _match(test) in {"matches", "regex"}:
+            scope.match(all_of(answers[-1]), _captured(test, scope))
+    never = [when for when, holds in answers if holds == FALSE]
+    if all(holds in (TRUE, FALSE) for _, holds in answers) and len(never) * 2 < len(answers):
+        return negated(any_of(never))
+    return any_of(all_of(answer) for answer in answers)
+
+
+def _captured(test: Command, scope: Scope) -> list[str | None]:
+    where = {"currentdate": "date-part", "date": "date-part"}.get(test.name, "header-names")
+    fields = scope.texts(test.arguments.get(where, []))
+    return captured(test, _match(test), fields, _part(test), scope.texts(test.arguments["key-list"]))
+
+
+def _parts(test: Command, scope: Scope, goes_on: Callable[[Formula], Formula]) -> list[Formula]:
+    """The tests in another, each asked for messages for which those before it ``goes_on``: a match that is not tried
+    leaves the variables as they were (RFC 5229 section 3.2).
+    """
+    guard, parts = scope.guard, []
+    for one in test.tests:
+        parts.append(formula(one, scope))
+        scope.guard = (*scope.guard, goes_on(parts[-1]))
+    scope.guard = guard
+    return parts
+
+
+_COMBINATIONS: dict[str, Callable[[Command, Scope], Formula]] = {
+    "not": lambda test, scope: negated(formula(test.tests[0], scope)),
+    "allof": lambda test, scope: all_of(_parts(test, scope, lambda part: part)),
+    "anyof": lambda test, scope: any_of(_parts(test, scope, negated)),
+}
 
 
 def _sound(leaf: Formula) -> Formula:
@@ -143,9 +232,10 @@ def _count(test: Command, keys: Sequence[str], scope: Scope) -> list[str]:
     if test.tags.get(":comparator") != "i;ascii-numeric":
         scope.warn('counts are compared as numbers; as text, without i;ascii-numeric, "10" comes before "5"')
     sign = str(test.tags[":count"])
-    if sign not in _SIGNS:
+    signs = ["<", ">"] if sign == "ne" else [_SIGNS[sign]] if sign in _SIGNS else []
+    if not signs:
         raise Untranslatable(f"there is no comparison {sign}")
-    return [f"{_SIGNS[sign]} {patterns.number(key)}" for key in keys]
+    return [f"{one} {patterns.number(key)}" for key in keys for one in signs]
 
 
 def _header(test: Command, scope: Scope) -> Formula:
@@ -269,10 +359,14 @@ def _moment(test: Command, scope: Scope, said: dict[str, Any]) -> Formula:
     if ":zone" in test.tags:
         said = {**said, "zone": sieve_times.zone(scope.text(test.tags[":zone"]))}
     kind = _match(test)
+    part, keys = scope.text(test.arguments["date-part"]).lower(), scope.texts(test.arguments["key-list"])
+    if test.name == "currentdate" and kind == "matches" and keys == ["*"]:
+        return TRUE
     if kind not in {"is", "value"}:
         raise Untranslatable(f"there is no condition for :{kind} of a time")
     sign = "eq" if kind == "is" else str(test.tags[":value"])
-    part, keys = scope.text(test.arguments["date-part"]).lower(), scope.texts(test.arguments["key-list"])
+    if part == "time" and sign in {"gt", "le"} and any(key.endswith(":00") for key in keys):
+        scope.warn("times are compared by the minute")
     if sign == "ne":
         # A message without a date has none that differs either.
         return all_of([sieve_times.any_date(said), negated(sieve_times.moment(part, "eq", keys, said))])
@@ -324,12 +418,53 @@ def _has_flag(test: Command, scope: Scope) -> Formula:
     return any_of(scope.flags.get(flag.lower(), FALSE) for flag in flags)
 
 
+# --- what is known without a message -----------------------------------------------------------------------------
+
+
+def _string(test: Command, scope: Scope) -> Formula:
+    """RFC 5229 section 5, of values that are known. Where it names no comparator, case matters: Pigeonhole (tried with
+    0.5.19) takes i;octet here, though RFC 5228 section 2.7.3 says i;ascii-casemap.
+    """
+    kind = _match(test)
+    comparator = test.tags.get(":comparator", "i;octet")
+    if kind not in {"is", "contains", "matches"} or comparator not in {_CASEMAP, "i;octet"}:
+        raise Untranslatable(f"texts are not compared with :{kind} before there is a message")
+    sources = [scope.said(raw) for raw in _listed(test.arguments["source"])]
+    keys = scope.texts(test.arguments["key-list"])
+    alike = [_compared(kind, source, key, cased=comparator == "i;octet") for source in sources for key in keys]
+    return TRUE if any(alike) else FALSE
+
+
+def _compared(kind: str, source: str, key: str, *, cased: bool) -> bool:
+    if found := placeholders(source):
+        if key == {"matches": "*"}.get(kind, "") and (kind != "is" or "subject" not in found):
+            return kind != "is"
+        raise Untranslatable(f"what {{{found[0]}}} is depends on the message")
+    patterns_of: dict[str, Callable[[str], str]] = {
+        "is": lambda text: f"^{patterns.literal(text)}$",
+        "contains": patterns.literal,
+        "matches": patterns.glob_as_regex,
+    }
+    case = re.NOFLAG if cased else re.IGNORECASE | re.ASCII
+    return re.search(patterns_of[kind](key), put(source, {}), case | re.DOTALL) is not None
+
+
+def _ihave(test: Command, scope: Scope) -> Formula:
+    """RFC 5463 section 4."""
+    if unknown := [one for one in scope.texts(test.arguments["capabilities"]) if one.lower() not in _EVERYWHERE]:
+        raise Untranslatable(f'whether the server has "{unknown[0]}" is not known')
+    return TRUE
+
+
+_EVERYWHERE = frozenset(
+    "fileinto copy mailbox imap4flags envelope subaddress relational regex body date reject vacation variables include "
+    "index encoded-character comparator-i;ascii-numeric comparator-i;octet comparator-i;ascii-casemap".split()
+)
+"""Extensions that Pigeonhole has without being told to."""
+
 _TESTS: dict[str, Callable[[Command, Scope], Formula]] = {
     "true": lambda _test, _scope: TRUE,
     "false": lambda _test, _scope: FALSE,
-    "not": lambda test, scope: negated(formula(test.tests[0], scope)),
-    "allof": lambda test, scope: all_of(formula(one, scope) for one in test.tests),
-    "anyof": lambda test, scope: any_of(formula(one, scope) for one in test.tests),
     "header": _header,
     "address": _address,
     "envelope": _envelope,
@@ -342,4 +477,6 @@ _TESTS: dict[str, Callable[[Command, Scope], Formula]] = {
     "spamtest": _spam,
     "virustest": _virus,
     "hasflag": _has_flag,
+    "string": _string,
+    "ihave": _ihave,
 }

@@ -4,11 +4,20 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from deliver.convert.formulas import FALSE, TRUE, Formula, Leaf, any_of
+from deliver.convert.formulas import FALSE, TRUE, Formula, Leaf, all_of, any_of
 from deliver.convert.patterns import Untranslatable, number, one_or_all
 
 SIGNS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<=", "eq": "="}
 """RFC 5231's comparisons in our words."""
+
+_HALF_HOURS = {
+    "+0430": "Asia/Kabul",
+    "+0530": "Asia/Kolkata",
+    "+0545": "Asia/Kathmandu",
+    "+0630": "Asia/Yangon",
+    "+0930": "Australia/Darwin",
+}
+"""Zones that have been there, winter and summer, since 1986 (tzdata)."""
 
 _WEEKDAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
 
@@ -31,6 +40,8 @@ def any_date(said: dict[str, Any]) -> Formula:
 
 def zone(text: str) -> str:
     """The name of the zone at "+0100"; whole hours have one, with the sign the other way round (tzdata's etcetera)."""
+    if text in _HALF_HOURS:
+        return _HALF_HOURS[text]
     found = re.fullmatch(r"([+-])(0[0-9]|1[0-4])00", text)
     if not found:
         raise Untranslatable(f'the time zone "{text}" has no name; only whole hours have')
@@ -83,14 +94,36 @@ def _hour(sign: str, key: str, said: dict[str, Any]) -> Formula:
 
 
 def _time(sign: str, key: str, said: dict[str, Any]) -> Formula:
-    found = re.fullmatch(r"([01][0-9]|2[0-3]):([0-5][0-9]):([0-5][0-9])", key)
+    """A time of the day, compared as text: one without seconds comes before all times with them."""
+    found = re.fullmatch(r"([01][0-9]|2[0-3]):([0-5][0-9])(?::([0-5][0-9]))?", key)
     if not found:
         raise Untranslatable(f'"{key}" is no time such as 18:00:00')
     minute = f"{found[1]}:{found[2]}"
-    ways = {("ge", "00"): f">= {minute}", ("lt", "00"): f"< {minute}", ("le", "59"): f"<= {minute}"}
-    if (sign, found[3]) not in ways:
+    if found[3] is None:
+        sign, seconds = {"gt": "ge", "le": "lt"}.get(sign, sign), "00"
+    else:
+        seconds = found[3]
+    ways = {
+        **dict.fromkeys([("ge", "00"), ("gt", "00")], f">= {minute}"),
+        **dict.fromkeys([("lt", "00"), ("le", "00")], f"< {minute}"),
+        ("gt", "59"): f"> {minute}",
+        ("le", "59"): f"<= {minute}",
+    }
+    if (sign, seconds) not in ways:
         raise Untranslatable("times are compared by the minute")
-    return _told("time", ways[sign, found[3]], said)
+    return _told("time", ways[sign, seconds], said)
+
+
+def _iso8601(sign: str, key: str, said: dict[str, Any]) -> Formula:
+    """A day, and with a "T" behind it a time: compared as text, "2026-12-24T18:00:00+01:00"."""
+    found = re.fullmatch(r"([0-9]{4}-[0-9]{2}-[0-9]{2})(?:(T)([0-9:]{5,8})|[ ].*)?", key)
+    if not found or sign == "eq":
+        raise Untranslatable(f'"{key}" is no moment to come before or after')
+    day, later = found[1], sign in {"ge", "gt"}
+    if not found[2]:
+        return _told("date", f"{'>=' if later else '<'} {day}", said)
+    same = all_of([_told("date", day, said), _time("ge" if later else "lt", found[3], said)])
+    return any_of([_told("date", f"{'>' if later else '<'} {day}", said), same])
 
 
 def _weekday(sign: str, key: str, said: dict[str, Any]) -> Formula:
@@ -111,4 +144,5 @@ _PARTS: dict[str, Callable[[str, str, dict[str, Any]], Formula]] = {
     "hour": _hour,
     "time": _time,
     "weekday": _weekday,
+    "iso8601": _iso8601,
 }
