@@ -176,6 +176,7 @@ Go away.
         if header :regex "subject" "^\\\\[[a-z]+\\\\]" { fileinto "tagged"; }
         elsif header :regex "subject" "in(voice|quiry)( [0-9]{1,3})?$" { fileinto "papers"; }
         elsif header :regex "subject" "[]$\\\\]+" { fileinto "brackets"; }
+        elsif header :regex "subject" "^he{,1}l{,4}o$" { fileinto "few"; }
         elsif header :regex ["from", "to"] "root@[[:alnum:].]+\\\\.org" { fileinto "root"; }""",
     "i;octet": """
         if header :comparator "i;octet" :contains "subject" "Win" { fileinto "a"; stop; }

@@ -156,6 +156,10 @@ def from_posix(pattern: str) -> str:
             out.append(_GNU.get(after) or (literal(after) if after else r"\\"))
             at += 2
             continue
+        if pattern.startswith("{,", at) and pattern[at + 2 : at + 3].isdigit():
+            out.append("{0")  # glibc counts from 0 where no least number stands
+            at += 1
+            continue
         # A brace that begins no interval is a brace (regcomp(3) of glibc); RE2 says the same.
         out.append(char)
         at += 1
