@@ -7,6 +7,7 @@ is forged; nor does anybody who must not get a reply (deliver.reply).
 import hashlib
 import html
 import re
+from typing import NamedTuple
 
 from deliver import letters, reply
 from deliver.actions import Tools
@@ -50,6 +51,16 @@ _FULL = re.compile(r"5\.2\.2\b")
 _ADDRESS = re.compile(r"[!-?A-~]{1,64}@[!-?A-~]{1,255}")
 
 
+class _Case(NamedTuple):
+    """A message that did not arrive. ``about`` is the event that kept it."""
+
+    about: str
+    plan: Plan
+    verdicts: tuple[Verdict, ...]
+    message: Message
+    envelope: Envelope
+
+
 def event(plan: Plan, verdicts: tuple[Verdict, ...]) -> str:
     """What kept a message from its recipient, as [notices] about names it; "" where nothing did.
 
@@ -79,10 +90,11 @@ def send(
     about = event(plan, verdicts)
     if about not in settings.about or _is_notice(message, envelope):
         return []
+    case = _Case(about, plan, verdicts, message, envelope)
     said = []
     for whom in dict.fromkeys(settings.to):
         try:
-            said.append(_send(whom, about, settings, plan, verdicts, message, envelope, tools))
+            said.append(_send(whom, case, settings, tools))
         except Exception as error:
             said.append(f"not sent to the {whom}: {type(error).__name__}: {error}")
     return said
@@ -94,48 +106,32 @@ def _is_notice(message: Message, envelope: Envelope) -> bool:
     return not envelope.sender and said == ["auto-generated"]
 
 
-def _send(
-    whom: str,
-    about: str,
-    settings: Notices,
-    plan: Plan,
-    verdicts: tuple[Verdict, ...],
-    message: Message,
-    envelope: Envelope,
-    tools: Tools,
-) -> str:
+def _send(whom: str, case: _Case, settings: Notices, tools: Tools) -> str:
+    envelope = case.envelope
     address = {"admin": settings.admin, "recipient": envelope.recipient, "sender": envelope.sender}[whom]
     why = "" if _ADDRESS.fullmatch(address) else "it has no address that could be used"
     if whom == "sender":
-        why = _implausible(about, plan, verdicts) or reply.why_not(message, envelope, ())
+        why = _implausible(case) or reply.why_not(case.message, envelope, ())
     if not why:
-        key = hashlib.sha256(f"{about}\0{address.lower()}".encode("utf-8", "surrogateescape")).hexdigest()[:32]
+        key = hashlib.sha256(f"{case.about}\0{address.lower()}".encode("utf-8", "surrogateescape")).hexdigest()[:32]
         once = Answer(address, envelope.recipient, "", "", f"notice-{key}", settings.every)
-        text = compose(whom, address, about, settings, plan, message, envelope, tools)
+        text = _compose(whom, address, case, settings, tools)
         why = tools.maildir.answer(once, tools.now, lambda: tools.injector().send("", address, [text]))
     return f"not sent to the {whom} {address}: {why}" if why else f"sent to the {whom} {address}"
 
 
-def _implausible(about: str, plan: Plan, verdicts: tuple[Verdict, ...]) -> str:
+def _implausible(case: _Case) -> str:
     """Why the sender must not hear of it."""
-    if plan.spam or any(verdict.finding in (Finding.VIRUS, Finding.SPAM) for verdict in verdicts):
+    if case.plan.spam or any(verdict.finding in (Finding.VIRUS, Finding.SPAM) for verdict in case.verdicts):
         return "the sender of spam or of a virus is forged"
-    if any(action.verb is Verb.BOUNCE for action in plan.actions):
+    if any(action.verb is Verb.BOUNCE for action in case.plan.actions):
         return "the mail server tells the sender"
-    return "" if about in _FOR_SENDERS else f"no sender hears of {about}"
+    return "" if case.about in _FOR_SENDERS else f"no sender hears of {case.about}"
 
 
-def compose(
-    whom: str,
-    address: str,
-    about: str,
-    settings: Notices,
-    plan: Plan,
-    message: Message,
-    envelope: Envelope,
-    tools: Tools,
-) -> bytes:
+def _compose(whom: str, address: str, case: _Case, settings: Notices, tools: Tools) -> bytes:
     """The notice. Raises OSError or ValueError where a template cannot be used."""
+    about, plan, _, message, envelope = case
     values = {
         "what": _what(plan),
         "event": about,

@@ -368,15 +368,12 @@ def full(maildir: str, sizes: list[tuple[str, int]], limit: str) -> str:
     """
     from deliver import quota
 
-    fd = os.open(maildir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
+    with _looked_at(maildir) as fd:
         usage = quota.assess(fd, parse_limit(limit) if limit else None)
         counted = [size for folder, size in sizes if quota.counts(folder)]
         if usage is None or not counted or not usage.over(sum(counted), len(counted)):
             return ""
         return usage.words()
-    finally:
-        os.close(fd)
 
 
 def keywords(maildir: str, folder: str) -> dict[str, str]:
