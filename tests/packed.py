@@ -1,7 +1,20 @@
-"""Archives for the tests that no program here makes: hostile ones, and rar, which only its owner's program writes."""
+"""Archives for the tests: ordinary ones, and those that no program here makes: hostile ones, and rar, which only its
+owner's program writes.
+"""
 
+import io
 import struct
+import zipfile
 import zlib
+
+
+def zipped(*files: tuple[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> bytes:
+    """A zip file of these names and contents."""
+    written = io.BytesIO()
+    with zipfile.ZipFile(written, "w", method) as archive:
+        for name, data in files:
+            archive.writestr(name, data)
+    return written.getvalue()
 
 
 def zip_of(name: bytes, packed: bytes, size: int, *, flags: int = 0, method: int = 8, spare: int = 0) -> bytes:

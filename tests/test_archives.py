@@ -11,6 +11,7 @@ import zipfile
 
 import corpora
 import pytest
+from packed import zipped
 
 from deliver import bounds as limits
 from deliver.archives import Member, members
@@ -31,14 +32,6 @@ def paths(data: bytes, name: str = "a") -> list[str]:
     found, bounds = look(data, name)
     assert not bounds.exceeded
     return [one.path for one in found]
-
-
-def zipped(*files: tuple[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> bytes:
-    written = io.BytesIO()
-    with zipfile.ZipFile(written, "w", method) as archive:
-        for name, data in files:
-            archive.writestr(name, data)
-    return written.getvalue()
 
 
 def tarred(*files: tuple[str, bytes], form: int = tarfile.GNU_FORMAT) -> bytes:

@@ -6,13 +6,13 @@ import io
 import subprocess
 import tarfile
 import tracemalloc
-import zipfile
 from pathlib import Path
 
 import corpora
 import packed
 import pytest
 import servers
+from packed import zipped
 
 from deliver import attachments, tnef
 from deliver.attachments import File
@@ -20,14 +20,6 @@ from deliver.bounds import Bounds
 
 EXE = b"MZ\x90\x00" + bytes(range(256)) * 20
 PE = "application/vnd.microsoft.portable-executable"
-
-
-def zipped(*files: tuple[str, bytes]) -> bytes:
-    written = io.BytesIO()
-    with zipfile.ZipFile(written, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, data in files:
-            archive.writestr(name, data)
-    return written.getvalue()
 
 
 def tarred(*files: tuple[str, bytes]) -> bytes:

@@ -1,11 +1,9 @@
 """Archives that are made to fill memory or take for ever: each is answered in time, and never as if all were well."""
 
-import io
 import json
 import lzma
 import subprocess
 import sys
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import corpora
 import packed
 import pytest
 import servers
+from packed import zipped
 
 from deliver import attachments
 
@@ -45,14 +44,6 @@ else:
 child = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
 print(json.dumps([time.monotonic() - start, used() - before, child, number, said]))
 """
-
-
-def zipped(*files: tuple[str, bytes]) -> bytes:
-    written = io.BytesIO()
-    with zipfile.ZipFile(written, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, data in files:
-            archive.writestr(name, data)
-    return written.getvalue()
 
 
 def forty_two() -> bytes:

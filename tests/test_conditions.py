@@ -1,16 +1,15 @@
 """The conditions that look further than one header field: parts of addresses, lists, bodies, files, dates, proofs."""
 
 import base64
-import io
 import os
 import time
 import tracemalloc
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from packed import zipped
 
 from deliver import bounds
 from deliver.bodies import TEXT_CAP
@@ -84,14 +83,6 @@ def mime(*parts: bytes, kind: str = "mixed") -> bytes:
 def attached(name: str, data: bytes, kind: str = "application/octet-stream") -> bytes:
     head = f'Content-Type: {kind}\nContent-Disposition: attachment; filename="{name}"\n'
     return head.encode() + b"Content-Transfer-Encoding: base64\n\n" + base64.encodebytes(data)
-
-
-def zipped(*files: tuple[str, bytes]) -> bytes:
-    written = io.BytesIO()
-    with zipfile.ZipFile(written, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, data in files:
-            archive.writestr(name, data)
-    return written.getvalue()
 
 
 # --- addresses ---------------------------------------------------------------------------------------------------

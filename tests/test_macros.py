@@ -2,11 +2,11 @@
 
 import io
 import struct
-import zipfile
 
 import corpora
 import packed
 import pytest
+from packed import zipped
 
 from deliver import attachments, macros
 from deliver.bounds import Bounds
@@ -15,14 +15,6 @@ WORD = b"application/vnd.openxmlformats-officedocument.wordprocessingml.document
 # [MS-OVBA] 2.3.4.1: the stream's mark; what it holds besides is for one version of Office only.
 PROJECT = packed.ole("VBA/", "PROJECT", "VBA/dir", "VBA/_VBA_PROJECT", held={"VBA/_VBA_PROJECT": b"\xcc\x61\xff\xff"})
 PLAIN = packed.ole("1Table", "WordDocument")
-
-
-def zipped(*files: tuple[str, bytes]) -> bytes:
-    written = io.BytesIO()
-    with zipfile.ZipFile(written, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, data in files:
-            archive.writestr(name, data)
-    return written.getvalue()
 
 
 def types(kind: bytes = WORD, more: bytes = b"") -> tuple[str, bytes]:
