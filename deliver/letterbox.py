@@ -207,7 +207,7 @@ class Letterbox:
                 extension=found.extension,
                 return_path=return_path,
                 delivered_to=f"Delivered-To: {recipient.written}\n".encode(),
-                loop_addresses=(recipient.address, recipient.written),
+                loop_addresses=tuple(dict.fromkeys((recipient.address, recipient.written))),
             )
             envelopes.append(envelope)
         framing = read_framing(transaction.source.head)._replace(return_path=b"")  # MAIL FROM says it

@@ -441,7 +441,7 @@ def test_a_rule_may_not_write_it() -> None:
     [
         ('on-forbiden = "mark"', '[attachments] has no key of this name; did you mean "on-forbidden"?'),
         ('on-macro = "delete"', "expected one of quarantine, bounce, discard, mark, ignore"),
-        ('tricks = ["class"]', "expected some of double-extension, clsid, too-long, disguised, not 'class'"),
+        ('tricks = ["class"]', 'expected some of double-extension, clsid, too-long, disguised, not "class"; did you mean "clsid"?'),
         ('types = ["exe"]', 'expected media types such as "application/java-archive" or "video/*", not "exe"'),
         ('forbidden = [""]', 'expected patterns of file names such as "*.exe", not ""'),
         ('forbidden = [".exe"]', '".exe" is a file of just this name; did you mean "*.exe"?'),
@@ -527,7 +527,7 @@ def test_a_delivery_says_what_it_found(tmp_path: Path) -> None:
     raw = b"X-Attachment-Status: Clean\n" + EXE
     message = Message(Source.of(raw), read_framing(raw), b"", wiring.forgeries(one.config))
     envelope = Envelope("a@example.com", "b@example.com", str(maildir))
-    outcome: Outcome = asyncio.run(pipeline.deliver(one, message, envelope, steps.append))
+    outcome: Outcome = asyncio.run(pipeline.deliver(one, message, envelope, [].append, steps.append))
     assert outcome.reply.code == 0
     stored = [path.read_bytes() for path in (maildir / "new").iterdir()]
     assert [one.count(b"X-Attachment-Status:") for one in stored] == [1]

@@ -146,12 +146,15 @@ WORDS = pieces(
 
 
 def header_is_read(raw: bytes) -> None:
-    """Text on one line, without NUL and lone surrogates; addresses that have an @; neither much longer than the field."""
+    """Text on one line, without NUL and lone surrogates; addresses that all have an @, or are words of a host where none
+    has; neither much longer than the field.
+    """
     text = decode(raw)
     assert not re.search("[\0\r\n\ud800-\udfff]", text)
     assert len(text) <= 2 * len(raw) + 16
     found = addresses(raw)
-    assert all("@" in one and not re.search("[\0\r\n]", one) for one in found)
+    assert not any(re.search("[\0\r\n]", one) for one in found)
+    assert len({"@" in one for one in found}) <= 1
     assert sum(map(len, found)) <= 2 * len(raw)
 
 

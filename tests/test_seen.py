@@ -122,7 +122,7 @@ class Mailbox:
     def deliver(self, message_id: str = "<1@example.org>") -> Outcome:
         source = Source.of(f"Message-ID: {message_id}\nSubject: x\n\nbody\n".encode())
         envelope = Envelope("a@example.org", "you@example.org", str(self.maildir))
-        return asyncio.run(pipeline.deliver(self.site, Message(source, read_framing(source.head)), envelope))
+        return asyncio.run(pipeline.deliver(self.site, Message(source, read_framing(source.head)), envelope, [].append))
 
     def folder(self, message_id: str = "<1@example.org>") -> str:
         return self.deliver(message_id).plan.actions[-1].target
