@@ -4,6 +4,8 @@ Neither tomllib nor msgspec knows lines: a Problem says by its keys where it is,
 `deliver check` finds the line for it.
 """
 
+import codecs
+import errno
 import os
 import stat
 import tomllib
@@ -107,6 +109,8 @@ def personal(path: str, config: Config, uid: int, domain: bool = False) -> Perso
     except OSError as error:
         if is_passing(error):
             raise Deferred(f"{path}: {error.strerror}") from error
+        if error.errno == errno.ELOOP:  # what O_NOFOLLOW says (open(2))
+            return Personal(error="is a symbolic link")
         return Personal(error=f"cannot be read: {error.strerror}")
     try:
         state = os.fstat(fd)
@@ -182,6 +186,9 @@ def _toml(text: bytes) -> tuple[dict[str, Any] | None, list[Problem]]:
     try:
         return tomllib.loads(text.decode("utf-8")), []
     except UnicodeDecodeError as error:
-        return None, [Problem((), f"is not UTF-8 at byte {error.start + 1}")]
+        lines = text[: error.start].split(b"\n")
+        words = f"is not UTF-8 at byte {error.start + 1} (at line {len(lines)}, column {len(lines[-1]) + 1})"
+        return None, [Problem((), words)]
     except (ValueError, RecursionError) as error:  # ValueError also for an integer of 5,000 digits
-        return None, [Problem((), f"is not TOML: {error}")]
+        hint = "; it begins with a byte-order mark: save it without" if text.startswith(codecs.BOM_UTF8) else ""
+        return None, [Problem((), f"is not TOML: {error}{hint}")]
