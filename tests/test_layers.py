@@ -243,6 +243,15 @@ def test_rules_below_a_wider_one_are_named() -> None:
     assert doubts("x") == doubts(None) == doubts([5, {"when": 5}]) == []
 
 
+def test_rules_of_one_name_are_told() -> None:
+    """The log and `replay` call a rule by its name."""
+    first, second = ({"name": "x", "flag": flag} for flag in ("seen", "flagged"))
+    (problem,) = doubts([first, {"flag": "seen"}, second])
+    assert (problem.path, problem.warning) == (("rule", 2, "name"), True)
+    assert "rule 1 has this name, too" in problem.text
+    assert doubts([first, {"name": "y", "flag": "seen"}, {"flag": "seen"}, {"flag": "seen"}]) == []
+
+
 # --- replay ------------------------------------------------------------------------------------------------------
 
 

@@ -46,7 +46,17 @@ def doubts(tables: object, removed: Callable[[str], bool] = lambda _name: False)
         when = rule.get("when")
         if isinstance(when, dict) and (why := _impossible(when, removed)):
             found.append(Problem(("rule", index, "when"), f"no message can match: {why}", warning=True))
-    return found + list(_hidden(rules))
+    return found + list(_hidden(rules)) + list(_namesakes(rules))
+
+
+def _namesakes(rules: list[tuple[int, dict[str, Any]]]) -> Iterator[Problem]:
+    """Rules that logs and explanations call by the name of another."""
+    known: dict[object, int] = {}
+    for index, rule in rules:
+        name = rule.get("name")
+        if isinstance(name, str) and known.setdefault(name, index) != index:
+            text = f'rule {known[name] + 1} has this name, too: logs and explanations cannot tell them apart'
+            yield Problem(("rule", index, "name"), text, warning=True)
 
 
 def _hidden(rules: list[tuple[int, dict[str, Any]]]) -> Iterator[Problem]:
