@@ -8,9 +8,6 @@ import fcntl
 import os
 import struct
 import subprocess
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
@@ -20,7 +17,7 @@ import servers
 _GOINGDOWN = 0x8004587D  # _IOR('X', 125, __u32)
 _NOLOGFLUSH = 2
 _SIZES = {"ext4": 64 << 20, "xfs": 320 << 20}  # bytes; mkfs.xfs wants 300 MB
-_XFS_PACKAGES = ["xfsprogs", "libinih1", "liburcu8"]
+_OPTIONS = {"ext4": ["-q", "-F"], "xfs": ["-q", "-f"]}
 
 
 class Disk:
@@ -34,10 +31,10 @@ class Disk:
     def __enter__(self) -> Self:
         if os.geteuid() != 0:
             pytest.skip("only root can mount")
+        program = servers.needs(f"mkfs.{self.kind}")
         with self._image.open("wb") as file:
             file.truncate(_SIZES[self.kind])
-        with _mkfs(self.kind) as (words, environment):
-            subprocess.run([*words, str(self._image)], env=environment, check=True, capture_output=True)
+        subprocess.run([program, *_OPTIONS[self.kind], str(self._image)], check=True, capture_output=True)
         self.path.mkdir()
         done = self._mount()
         if done.returncode != 0:
@@ -54,37 +51,32 @@ class Disk:
 
     def cut(self) -> None:
         """Cut the power and switch it on again."""
+        self.power_off()
+        self.power_on()
+
+    def power_off(self) -> None:
+        """From now on nothing reaches the disk. Who still has files there open must end before `power_on`."""
         directory = os.open(self.path, os.O_RDONLY)
         try:
             fcntl.ioctl(directory, _GOINGDOWN, struct.pack("I", _NOLOGFLUSH))
         finally:
             os.close(directory)
+
+    def power_on(self) -> None:
+        """Mount what the disk has: again while a mount namespace that somebody else has just made holds the dead one."""
+        servers.wait_for(self._is_mounted_anew)
+
+    def _is_mounted_anew(self) -> bool:
         subprocess.run(["umount", str(self.path)], check=True)
         done = self._mount()
         assert done.returncode == 0, done.stderr
+        probe = self.path / "probe"
+        try:
+            probe.touch()
+            probe.unlink()
+        except OSError:
+            return False
+        return True
 
     def _mount(self) -> "subprocess.CompletedProcess[bytes]":
         return subprocess.run(["mount", "-o", "loop", self._image, self.path], check=False, capture_output=True)
-
-
-@contextmanager
-def _mkfs(kind: str) -> Iterator[tuple[list[str], dict[str, str]]]:
-    """The command that makes a file system and its environment; XFS's is fetched and unpacked where it is missing."""
-    flags = {"ext4": ["-q", "-F"], "xfs": ["-q", "-f"]}[kind]
-    if program := servers.find(f"mkfs.{kind}"):
-        yield [program, *flags], dict(os.environ)
-        return
-    if kind != "xfs":
-        pytest.skip(f"no mkfs.{kind} here")
-    with tempfile.TemporaryDirectory() as directory:
-        try:
-            subprocess.run(
-                ["apt-get", "-q", "download", *_XFS_PACKAGES], cwd=directory, check=True, capture_output=True, timeout=60
-            )
-            for package in Path(directory).glob("*.deb"):
-                subprocess.run(["dpkg-deb", "-x", package, directory], check=True, capture_output=True)
-        except (OSError, subprocess.SubprocessError) as error:
-            pytest.skip(f"no mkfs.xfs here, and it cannot be fetched: {error}")
-        unpacked = next(path for name in ("sbin", "usr/sbin") if (path := Path(directory, name, "mkfs.xfs")).exists())
-        libraries = ":".join(str(path) for path in Path(directory).glob("usr/lib/*-linux-gnu"))
-        yield [str(unpacked), *flags], {**os.environ, "LD_LIBRARY_PATH": libraries}

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, NoReturn, Self
 
 from scanned import EICAR
 
@@ -49,11 +49,13 @@ def find(program: str) -> str | None:
 
 def needs(program: str) -> str:
     """The path of a program that a test cannot do without: where it is missing, skip the test; under CI, fail."""
+    return find(program) or lacking(f"{program} is not installed (make setup)")
+
+
+def lacking(reason: str) -> NoReturn:
+    """Something that a Debian package has is missing: skip the test; under CI, fail."""
     import pytest  # not for `make demo`
 
-    if path := find(program):
-        return path
-    reason = f"{program} is not installed (make setup)"
     fails = os.environ.get("CI") == "true"
     raise (pytest.fail.Exception if fails else pytest.skip.Exception)(reason)
 

@@ -86,7 +86,7 @@ def test_an_allocation_fails(scratch: Path, installed: Path, scanning: Scanners,
         text = (installed / "bin" / "deliver").read_text()
         real = Path(text.partition("\nhome=")[2].partition("\n")[0]) / "bin" / "python"
     if subprocess.run([real, "-I", "-c", "import _testcapi"], check=False, capture_output=True).returncode != 0:
-        pytest.skip("this Python has no _testcapi (Debian: libpython3-testsuite)")
+        servers.lacking("this Python has no _testcapi (Debian: libpython3.11-stdlib)")
     driver = scratch / "driver.py"
     driver.write_text(DRIVER)
     home = scratch / "home"

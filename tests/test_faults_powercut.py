@@ -6,6 +6,8 @@ maildrop and deliverquota are asked the same, and their messages are gone: that 
 import os
 import random
 import re
+import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -20,7 +22,9 @@ import servers
 import strace
 from fault_cases import MESSAGE, SCENARIOS, Place, Scanners, Scenario
 from installed import install_once  # noqa: F401 - the fixture `installed`
+from lmtp_client import Client
 from main_job import own
+from test_service import Site
 
 pytestmark = pytest.mark.faults
 
@@ -70,6 +74,54 @@ def test_after_exit_0_the_message_survives(disk: powercut.Disk, installed: Path,
             assert complaints == [], scenario.name
             tried += 1
     report.say(f"power cut after exit 0, {disk.kind}: {tried} tried ({len(STORING)} kinds of delivery), all there, whole")
+
+
+SERVICE = """
+deadline = '60 s'
+[log]
+to = 'HERE/you/log'
+[users]
+maildir = 'HERE/{user}/Maildir'
+[service]
+socket = '/run/deliver/deliver.sock'
+lmtp = ['unix:/run/deliver/lmtp.sock']
+[[rule]]
+file = 'New'
+when = { recipient = ['anna@*', 'you@*'] }
+[[rule]]
+quarantine = true
+when = { recipient = 'held@*' }
+"""
+
+
+def test_what_the_service_and_the_quarantine_accepted_survives(disk: powercut.Disk, installed: Path) -> None:
+    """After 250 by LMTP, into the inbox, a new folder and the quarantine; after 0 by the service; after a release."""
+    for _ in range(ROUNDS):
+        shutil.rmtree(disk.path / "site", ignore_errors=True)
+        (disk.path / "site").mkdir()
+        site = Site(disk.path / "site", installed, SERVICE)
+        maildirs = {name: site.user(name) for name in ("anna", "bert", "held")}
+        site.serve()
+        disk.sync()
+        assert site.deliver(MESSAGE).code == 0
+        with Client(site.lmtp) as client:
+            client.say("LHLO there")
+            replies = client.send("friend@example.net", [f"{name}@example.org" for name in maildirs], MESSAGE)
+        disk.power_off()
+        site.stop(signal.SIGKILL)
+        disk.power_on()
+        assert [reply[:4] for reply in replies] == ["250 "] * 3
+        stored = [site.maildir / ".New" / "new", maildirs["anna"] / ".New" / "new", maildirs["bert"] / "new"]
+        assert [_found(directory) for directory in stored] == ["1 whole"] * 3
+        assert _found(maildirs["held"] / "deliver" / "quarantine" / "messages") == "1 whole"
+        (envelope,) = (maildirs["held"] / "deliver" / "quarantine" / "held").iterdir()
+
+        disk.sync()
+        release = [str(installed / "bin" / "quarantine"), "--maildir", str(maildirs["held"]), "release", envelope.stem]
+        subprocess.run(release, check=True, capture_output=True, **servers.unprivileged())
+        disk.cut()
+        assert _found(maildirs["held"] / "new") == "1 whole"
+    report.say(f"power cut after 250, 0 by the service and a release, {disk.kind}: {5 * ROUNDS} tried, all there, whole")
 
 
 def test_a_killed_delivery_survives_too(disk: powercut.Disk, installed: Path, scanning: Scanners, scratch: Path) -> None:
