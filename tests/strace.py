@@ -4,6 +4,7 @@ A run without faults gives the list of calls. ``when=N`` counts the calls of one
 to strace by its name and the number of calls of that name before it in its thread.
 """
 
+import functools
 import os
 import re
 import signal
@@ -12,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
 import servers
 
 _ENTERED = re.compile(r"([0-9]+) +([a-z_0-9]+)\((.*)")
@@ -56,9 +58,17 @@ class Done(NamedTuple):
     hits: int
 
 
-def can_trace() -> bool:
-    """Whether this kernel and this container let a process trace its children."""
-    command = [servers.needs("strace"), "-qq", "-f", "-o", "/dev/null", "true"]
+def needed() -> str:
+    """The path of strace; skips the test where this kernel or container lets no process trace another."""
+    program = servers.needs("strace")
+    if not _may_trace(program):
+        pytest.skip("this system lets no process trace another (ptrace)")
+    return program
+
+
+@functools.cache
+def _may_trace(program: str) -> bool:
+    command = [program, "-qq", "-f", "-o", "/dev/null", "true"]
     return subprocess.run(command, capture_output=True, check=False, **servers.unprivileged()).returncode == 0
 
 

@@ -463,8 +463,7 @@ def test_names_are_bytes(tree: Tree) -> None:
 @pytest.mark.faults
 def test_killed_at_any_system_call_every_file_is_old_or_new(tree: Tree, tmp_path: Path) -> None:
     """And running it again finishes, and undo finds everything."""
-    if not strace.can_trace():
-        pytest.skip("strace cannot trace here")
+    strace.needed()
     first = tree.user("a", f"&x@y\n{TOASTER}\n")
     second = tree.user("b", f"{QMAILADMIN}\n")
     before = tree.state()

@@ -128,8 +128,7 @@ def test_a_killed_delivery_survives_too(disk: powercut.Disk, installed: Path, sc
     """Killed at every sync, link, rename and mkdir, (a) then the power is cut: nothing broken is visible, and the
     next try stores the message; (b) the next try comes first: what it accepted survives the cut.
     """
-    if not strace.can_trace():
-        pytest.skip("this system lets no process trace another (ptrace)")
+    strace.needed()
     begun = time.monotonic()
     tried = 0
     wrong: dict[str, list[str]] = {}

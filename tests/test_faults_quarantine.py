@@ -117,8 +117,7 @@ class Place:
 
 @pytest.mark.parametrize("work", WORKS, ids=lambda work: work.name)
 def test_a_kill_anywhere_loses_nothing_and_is_mended(scratch: Path, work: Work) -> None:
-    if not strace.can_trace():
-        pytest.skip("this system lets no process trace another (ptrace)")
+    strace.needed()
     begun = time.monotonic()
     place = Place(scratch / "0")
     first = re.compile(r'"(?:held|messages|tmp)"')  # from its first look into the quarantine on

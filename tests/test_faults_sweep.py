@@ -125,8 +125,7 @@ def drawn(faults: list[strace.Fault], scenario: Scenario) -> list[strace.Fault]:
 
 @pytest.fixture(scope="module")
 def scanning(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scanners]:
-    if not strace.can_trace():
-        pytest.skip("this system lets no process trace another (ptrace)")
+    strace.needed()
     with servers.scratch() as directory, fault_cases.scanners(directory) as found:
         yield found
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+import strace
 from installed import (
     CHECKOUT,
     install_once,  # noqa: F401 - the fixture `installed`
@@ -294,15 +295,12 @@ def test_python_is_isolated(installed: Path, tmp_path: Path) -> None:
 
 
 def test_missing_module_is_try_again_and_logged(installed: Path, tmp_path: Path) -> None:
-    strace = shutil.which("strace")
-    if not strace:
-        pytest.skip("needs strace to see what syslog is told")
     home = tmp_path / "lib"
     shutil.copytree(installed / "lib" / "deliver", home, symlinks=True)
     for package in home.glob("lib/python*/site-packages/deliver"):
         shutil.rmtree(package)
     calls = tmp_path / "calls"
-    words = [strace, "-f", "-qq", "-s", "500", "-e", "trace=execve", "-e", "signal=none", "-o", calls]
+    words = [strace.needed(), "-f", "-qq", "-s", "500", "-e", "trace=execve", "-e", "signal=none", "-o", calls]
     assert run(*words, home / "bin" / "deliver") == (75, TEMPORARY, b"")
     logged = [line for line in calls.read_text().splitlines() if '/logger", ["logger", "-t", "deliver"' in line]
     assert len(logged) == 1

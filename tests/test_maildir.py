@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import servers
+import strace
 
 from deliver import maildir as maildirs
 from deliver.errors import Deferred
@@ -526,7 +527,7 @@ def test_spooling_without_a_maildir_is_tried_again_later(tmp_path: Path) -> None
 def run_injected(path: Path, injection: str, folder: str = "INBOX") -> tuple[int, str]:
     """Deliver in a process of its own while strace makes one system call fail; the exit code and what it said."""
     call = injection.partition(":")[0]
-    command = [servers.needs("strace"), "-qq", "-o", "/dev/null", "-e", f"trace={call}", "-e", f"inject={injection}"]
+    command = [strace.needed(), "-qq", "-o", "/dev/null", "-e", f"trace={call}", "-e", f"inject={injection}"]
     command += [sys.executable, "-I", "-c", DRIVER, str(ROOT), str(path), folder]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert not done.stderr, done.stderr
@@ -600,7 +601,7 @@ def test_a_folder_that_cannot_be_made_now_is_tried_again_later(path: Path, injec
 
 def test_everything_a_new_folder_needs_is_synced_before_the_message_is_visible(path: Path, tmp_path: Path) -> None:
     trace = tmp_path / "trace"
-    command = [servers.needs("strace"), "-qq", "-y", "-o", str(trace), "-e", "trace=fsync,linkat,fdatasync"]
+    command = [strace.needed(), "-qq", "-y", "-o", str(trace), "-e", "trace=fsync,linkat,fdatasync"]
     command += [sys.executable, "-I", "-c", DRIVER, str(ROOT), str(path), "Spam"]
     subprocess.run(command, check=True, timeout=60)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import servers
+import strace
 from click.testing import CliRunner
 
 from deliver import tree
@@ -87,7 +87,7 @@ for recipient in ("a@example.org", "b@example.org"):
 )
 def test_a_poor_file_system_is_good_enough(maildir: Path, call: str, error: str) -> None:
     """Without hard links (CIFS, FUSE, FAT) or syncs of directories mail was put off until its sender got it back."""
-    command = [servers.needs("strace"), "-qq", "-o", "/dev/null", "-e", f"trace={call}"]
+    command = [strace.needed(), "-qq", "-o", "/dev/null", "-e", f"trace={call}"]
     command += ["-e", f"inject={call}:error={error}", sys.executable, "-c", PUT, str(maildir)]
     if call == "fsync":  # of directories alone
         for name in ("messages", "held"):

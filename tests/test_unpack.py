@@ -17,6 +17,7 @@ from pathlib import Path
 import packed
 import pytest
 import servers
+import strace
 from tricks import tarred
 
 from deliver import libarchive, limited
@@ -257,7 +258,7 @@ def test_it_gives_up_its_rights_before_it_reads(tmp_path: Path) -> None:
     archive = tmp_path / "a.rar"
     archive.write_bytes(packed.rar((b"x", b"y", False)))
     start = limited._START.format(module="libarchive")
-    words = [servers.needs("strace"), "-e", "trace=prlimit64,openat,read,lseek", "-o", str(tmp_path / "trace")]
+    words = [strace.needed(), "-e", "trace=prlimit64,openat,read,lseek", "-o", str(tmp_path / "trace")]
     words += [sys.executable, "-I", "-S", "-c", start, HERE, "application/vnd.rar", "9", "999", "heads"]
     with archive.open("rb") as file:
         subprocess.run(words, stdin=file, check=True, capture_output=True)
