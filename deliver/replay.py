@@ -143,13 +143,13 @@ def _is_received(directory: str) -> bool:
     return directory.startswith(".") and directory[1:].partition(".")[0].lower() not in _NOT_RECEIVED
 
 
-def lies_in(path: str) -> str:
-    """The folder of a Maildir in which a message lies, "" for any other place."""
+def lies_in(path: str) -> tuple[str, str]:
+    """The Maildir, and its folder, in which a message lies; "" and "" for any other place."""
     home, part = os.path.split(os.path.dirname(os.path.abspath(path)))
     if part not in ("cur", "new"):
-        return ""
-    name = os.path.basename(home)
-    return name[1:] if name.startswith(".") and os.path.isdir(os.path.join(os.path.dirname(home), "cur")) else INBOX
+        return "", ""
+    above, name = os.path.split(home)
+    return (above, name[1:]) if name.startswith(".") and os.path.isdir(os.path.join(above, "cur")) else (home, INBOX)
 
 
 class Changes:
@@ -306,7 +306,7 @@ class Replayer:
         else:
             verdicts = await scan_all(site.scanners, message, envelope, steps.append)
             plan = judge(site, message, envelope, verdicts, steps.append).plan
-        result = Result(path, plan, exits.from_plan(plan), verdicts, tuple(steps), now=lies_in(path))
+        result = Result(path, plan, exits.from_plan(plan), verdicts, tuple(steps), now=lies_in(path)[1])
 
         def stored() -> str:
             chunks = message.edited(plan.edits).stored(envelope.delivered_to, plan.headers)

@@ -57,6 +57,14 @@ def parse_span(text: str) -> float:
     return float(found[1]) * _SPANS_FOLDED[found[2].lower()]
 
 
+def span_words(seconds: float) -> str:
+    """A span as ``parse_span`` reads it, in the largest unit up to days that it is a whole number of: "30 d"."""
+    for size in (86400, 3600, 60):
+        if seconds and seconds % size == 0:
+            return f"{seconds / size:.0f} {_SPANS[size][0]}"
+    return f"{seconds:g} s"
+
+
 def parse_limit(text: str) -> Limit:
     """Read the limit in "100 MB, 10000 messages" or in Maildir++ form, "100000000S,10000C"; "" and "NOQUOTA" are none.
 

@@ -353,9 +353,22 @@ def test_a_replay_names_the_rules_that_are_not_there(tmp_path: Path) -> None:
 
 
 def test_where_a_message_lies() -> None:
-    assert lies_in("/home/b/Maildir/cur/1") == "INBOX"
-    assert lies_in("/home/b/x.eml") == ""
+    assert lies_in("/home/b/Maildir/cur/1") == ("/home/b/Maildir", "INBOX")
+    assert lies_in("/home/b/x.eml") == ("", "")
 
 
 def test_nothing_to_say_is_no_lines() -> None:
     assert Changes().lines() == []
+
+
+def test_a_replay_of_a_maildir_takes_the_rules_beside_it(tmp_path: Path) -> None:
+    make_owner(tmp_path, '[[rule]]\nfile = "A"\n')
+    (tmp_path / "Maildir" / ".B").mkdir()
+    for folder in ("", ".B"):
+        for part in ("cur", "new", "tmp"):
+            (tmp_path / "Maildir" / folder / part).mkdir(exist_ok=True)
+        (tmp_path / "Maildir" / folder / "cur" / "1").write_text("Subject: x\n\n")
+    config = tmp_path / "site.toml"
+    config.write_text('user-rules = "mailfilter.toml"\n')
+    done = deliver("replay", "--config", str(config), "--summary", str(tmp_path / "Maildir"))
+    assert done.stdout.splitlines() == ["1 message in B would be filed in A", "1 message in the inbox would be filed in A"]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from deliver.units import parse_size, parse_span
+from deliver.units import parse_size, parse_span, span_words
 
 
 @pytest.mark.parametrize(
@@ -64,3 +64,11 @@ def test_what_is_no_size_is_refused_with_an_example(text: str) -> None:
 def test_what_is_no_span_is_refused_with_an_example(text: str) -> None:
     with pytest.raises(ValueError, match=r'expected a span of time such as "5 min".*min'):
         parse_span(text)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(2592000.0, "30 d"), (300, "5 min"), (5400, "90 min"), (7200, "2 h"), (0.5, "0.5 s"), (0, "0 s")]
+)
+def test_a_span_in_words_is_read_as_the_same(seconds: float, words: str) -> None:
+    assert span_words(seconds) == words
+    assert parse_span(words) == seconds

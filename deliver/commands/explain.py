@@ -12,6 +12,7 @@ from deliver.errors import Deferred
 from deliver.positions import Path, Positions
 from deliver.rules.model import Rule
 from deliver.settings import SETTABLE, Config, Span, Table
+from deliver.units import span_words
 
 
 class _File(NamedTuple):
@@ -115,5 +116,5 @@ def _setting(files: list[_File], table: str, key: str, value: object) -> dict[st
             found = {"whose": one.whose, "file": one.path, "line": one.line(path)}
             return {"table": table, "key": key, "value": there[key], **found}
     if isinstance(value, Span):
-        value = f"{value:g} s"
+        value = span_words(value)
     return {"table": table, "key": key, "value": value, "whose": "default"}

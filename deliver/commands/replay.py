@@ -8,7 +8,7 @@ import click
 
 from deliver.commands.mailboxes import site
 from deliver.errors import DeliverError
-from deliver.replay import Changes, Replayer, Result, Settings, has_expectation, messages_in
+from deliver.replay import Changes, Replayer, Result, Settings, has_expectation, lies_in, messages_in
 from deliver.settings import Config
 
 
@@ -17,7 +17,7 @@ from deliver.settings import Config
 @click.option("--config", "config_path", default="", help="The site's configuration.")
 @click.option("--plain", is_flag=True, help="Without a configuration: no scanners, no rules of the site.")
 @click.option("--user-rules", default="", help="The owner's own file; default: the one beside --maildir.")
-@click.option("--maildir", default="", help="The mailbox whose folders and quota count.")
+@click.option("--maildir", default="", help="The mailbox whose folders count; default: that of the messages.")
 @click.option("--sender", default="", help="The envelope sender; default: the message's Return-Path.")
 @click.option("--recipient", default="", help="The recipient; default: the message's Delivered-To.")
 @click.option("--scan/--no-scan", default=True, help="Ask the scanners (default), or take every message as unscanned.")
@@ -48,7 +48,7 @@ def replay(
     settings = Settings(
         config=_config(config_path, plain, files),
         user_file=user_rules,
-        maildir=maildir,
+        maildir=maildir or _mailbox(files),
         sender=sender,
         recipient=recipient,
         scan=scan,
@@ -93,6 +93,12 @@ def replay(
     elif not as_json and (summary or len(chosen) > 1):
         click.echo("\n".join(changes.lines()))
     raise SystemExit(1 if wrong or unread or user_rules in replayer.unused else 0)
+
+
+def _mailbox(files: list[str]) -> str:
+    """The Maildir that all of the messages lie in; "" where there is no such one."""
+    homes = {lies_in(path)[0] for path in files}
+    return homes.pop() if len(homes) == 1 else ""
 
 
 def _skipped(number: int) -> str:
