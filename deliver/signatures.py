@@ -32,7 +32,8 @@ class NoAnswer(Exception):
 def verify(content: Content, timeout: float, max_size: int, fetch: Fetch | None = None) -> tuple[Signature, ...]:
     """The signatures of a message in their order, verified within ``timeout`` seconds of DNS.
 
-    A result is "pass", "fail", "neutral" for a signature that is none, "policy" for a signed key that is too short,
+    A result is "pass", "fail", "neutral" for a signature that is none, "policy" for one that is too weak to believe (a
+    short key, SHA-1, a part of the body that is not signed),
     "permerror" for an unusable key, "temperror" where the DNS did not answer. Raises CannotTell for a message of more
     than ``max_size`` bytes.
     """
@@ -113,7 +114,8 @@ def _verified(one: Any, index: int, keys: "_Keys") -> Signature:
         if not _DOMAIN.fullmatch(domain):
             return Signature("neutral", "", "d= is no domain")
         if one.verify_sig(fields, names, headers[index], keys.get):
-            return Signature("pass", domain)
+            weak = _weakness(fields, one.body)
+            return Signature("policy" if weak else "pass", domain, weak)
         return Signature("permerror" if keys.failure else "fail", domain, keys.failure or "the signature does not fit")
     except NoAnswer as error:
         return Signature("temperror", domain, str(error))
@@ -129,6 +131,19 @@ def _verified(one: Any, index: int, keys: "_Keys") -> Signature:
         return Signature("neutral", domain, str(error))
     except Exception as error:  # dkimpy promises nothing for signatures that are made to break it
         return Signature("neutral", domain, f"{type(error).__name__}: {error}")
+
+
+def _weakness(fields: dict[bytes, bytes], body: _Body) -> str:
+    """What a signature that holds lets others do in its name; "" if nothing."""
+    if fields.get(b"a") == b"rsa-sha1":
+        return "it is made with SHA-1, which RFC 8301 does not let anybody believe"
+    if b"l" not in fields:
+        return ""
+    relaxed = fields.get(b"c", b"").partition(b"/")[2] == b"relaxed"
+    whole = len(_relaxed(body) if relaxed else _without_last_lines(body))
+    covered = int(fields[b"l"])
+    # RFC 6376 section 8.2: whoever passes the message on can write what follows.
+    return f"it covers only {covered} of {whole} bytes of the body" if covered < whole else ""
 
 
 _DOMAIN = re.compile(r"[a-z0-9_](?:[a-z0-9_.-]{0,250}[a-z0-9])?")

@@ -3,6 +3,8 @@
 import base64
 import hashlib
 import socket
+import subprocess
+import sys
 import threading
 import time
 import tracemalloc
@@ -41,6 +43,70 @@ def rfc_key(name: str, _timeout: float) -> bytes | None:
 
 def test_the_signature_of_the_rfc_holds() -> None:
     assert the_only("rfc6376-A.2.eml", rfc_key) == Signature("pass", "example.com")
+
+
+# RFC 8463 appendix A.2.
+FOOTBALL = {
+    "brisbane": b"v=DKIM1; k=ed25519; p=11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo=",
+    "test": b"v=DKIM1; k=rsa; p=MIGfMA0GCSqGSIb3DQEBAQUAA4GNADCBiQKBgQDkHlOQoBTzWRiGs5V6NpP3"
+    b"idY6Wk08a5qhdR6wy5bdOKb2jLQiY/J16JYi0Qvx/byYzCNb3W91y3FutACDfzwQ/BC/e/8uBsCR+yz1Lxj+PL6lHvqMKrM3"
+    b"rG4hstT5QjvHO9PzoxZyVYLzBfO2EeC3Ip3G+2kryOTIKT+l/K4w3QIDAQAB",
+}
+
+
+def test_signatures_by_ed25519_hold() -> None:
+    raw = (corpora.needs("dkim-lieser") / "rfc8463-A.3.eml").read_bytes()
+    found = verify(content(raw), 5, MAX, lambda name, _timeout: FOOTBALL[name.partition(".")[0]])
+    assert found == (Signature("pass", "football.example.com"),) * 2
+    found = verify(content(raw.replace(b"hungry", b"angry")), 5, MAX, lambda name, _: FOOTBALL[name.partition(".")[0]])
+    assert [one.result for one in found] == ["fail"] * 2
+
+
+@pytest.fixture(scope="module")
+def signer(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, bytes]:
+    """A private key, and its record in the DNS."""
+    path = tmp_path_factory.mktemp("key") / "key.pem"
+    subprocess.run(["openssl", "genrsa", "-out", str(path), "2048"], check=True, capture_output=True)
+    public = ["openssl", "rsa", "-in", str(path), "-pubout", "-outform", "DER"]
+    der = subprocess.run(public, check=True, capture_output=True).stdout
+    return path.read_bytes(), b"v=DKIM1; k=rsa; p=" + base64.b64encode(der)
+
+
+@pytest.mark.parametrize("how", [b"simple", b"relaxed"])
+def test_what_a_signature_does_not_cover_anybody_may_have_written(how: bytes, signer: tuple[bytes, bytes]) -> None:
+    key, record = signer
+    raw = b"From: a@example.com\r\n\r\nhello  you\r\n\r\n"
+    signed = signed_by_dkimpy(raw, key, how, length=True)
+    (whole,) = verify(content(signed), 1, MAX, lambda _name, _timeout: record)
+    assert whole == Signature("pass", "example.com")
+    (more,) = verify(content(signed.rstrip() + b"\r\nBuy here!\r\n"), 1, MAX, lambda _name, _timeout: record)
+    size = len(b"hello  you\r\n") - (how == b"relaxed")
+    assert more == Signature("policy", "example.com", f"it covers only {size} of {size + 11} bytes of the body")
+    (changed,) = verify(content(signed.replace(b"hello", b"hullo")), 1, MAX, lambda _name, _timeout: record)
+    assert changed.result == "fail"
+
+
+def test_sha_1_is_not_believed(signer: tuple[bytes, bytes]) -> None:
+    key, record = signer
+    signed = signed_by_dkimpy(b"From: a@example.com\r\n\r\nhello\r\n", key, b"relaxed", algorithm=b"rsa-sha1")
+    (found,) = verify(content(signed), 1, MAX, lambda _name, _timeout: record)
+    assert (found.result, found.domain) == ("policy", "example.com")
+    assert "SHA-1" in found.detail
+
+
+def signed_by_dkimpy(
+    raw: bytes, key: bytes, how: bytes, *, length: bool = False, algorithm: bytes = b"rsa-sha256"
+) -> bytes:
+    """In a process of its own, whose dkimpy nothing has changed."""
+    program = (
+        "import sys, dkim; raw = sys.stdin.buffer.read(); key, how, length, algorithm = sys.argv[1:];"
+        "made = dkim.sign(raw, b's', b'example.com', key.encode(), canonicalize=(how.encode(),) * 2,"
+        "length=length == 'True', signature_algorithm=algorithm.encode());"
+        "sys.stdout.buffer.write(made + raw)"
+    )
+    words = [key.decode(), how.decode(), str(length), algorithm.decode()]
+    done = subprocess.run([sys.executable, "-c", program, *words], input=raw, check=True, capture_output=True)
+    return done.stdout
 
 
 @pytest.mark.parametrize(
