@@ -18,7 +18,8 @@ from deliver.values import Envelope, Reply
 
 Blocking = Callable[..., Awaitable[Any]]
 
-_BLOCK = 64 * 1024  # bytes of one read
+_BLOCK = 64 * 1024  # bytes of one read of a message
+_COMMANDS = 8 * 1024  # bytes of one read of commands: meanwhile everybody else waits
 _NOBODY = Answer(550, "5.1.1", "There is no such user")
 _NO_SPOOL = Answer(452, "4.3.1", "Message cannot be spooled")
 
@@ -148,11 +149,18 @@ class Letterbox:
             return
         patience: float = self._transaction.desk.config.service.idle
         limit = asyncio.timeout(patience if until is None else min(patience, until - loop.time()))
+        most = _COMMANDS if until is None else _BLOCK
         try:
             async with limit:
                 if until is None:
                     self._idle.add(limit)
-                self._session.receive(await loop.sock_recv(self._connection, _BLOCK))
+                try:
+                    data = self._connection.recv(most)
+                except BlockingIOError:
+                    data = await loop.sock_recv(self._connection, most)
+                else:
+                    await asyncio.sleep(0)  # who sends without pause must not be served alone
+                self._session.receive(data)
         except TimeoutError:
             if not limit.expired():
                 raise

@@ -195,7 +195,7 @@ class Home:
                 **servers.unprivileged(),
             )
             door = self.socket or self.path / "lmtp"
-            servers.wait_for(lambda: door.exists() or self.serving is None or self.serving.poll() is not None)
+            servers.wait_for(lambda: servers.listens(door) or self.serving is None or self.serving.poll() is not None)
         return self.serving.poll() is None
 
     def stop(self, number: int = signal.SIGTERM) -> int:

@@ -165,6 +165,12 @@ def wait_for(condition: Callable[[], bool], seconds: float = 30.0) -> None:
         time.sleep(_POLL)
 
 
+def listens(path: Path) -> bool:
+    """Whether somebody listens at a UNIX socket; between bind(2) and listen(2) it is there and nobody does."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        return probe.connect_ex(str(path)) == 0
+
+
 def _wait_until_ready(
     process: subprocess.Popen[bytes], path: str, ping: bytes, pong: bytes, deadline: float, log: Path
 ) -> None:

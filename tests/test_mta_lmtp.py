@@ -113,7 +113,7 @@ def site(scratch: Path, installed: Path) -> Iterator[Site]:
     """A service without scanners, which runs."""
     one = Site(scratch, installed)
     assert one.home.serve()
-    servers.wait_for(one.lmtp.exists)
+    servers.wait_for(lambda: servers.listens(one.lmtp))
     yield one
     one.home.stop()
 

@@ -675,6 +675,45 @@ def test_slow_and_senseless_clients_do_not_disturb_others(make_site: Make) -> No
     servers.wait_for(lambda: len(site.descriptors()) < 20)
 
 
+FLOODS = {
+    "commands": (b"", b"NOOP\r\n"),
+    "a message that is too big": (b"MAIL FROM:<a@b>\r\nRCPT TO:<you@example.org>\r\nDATA\r\n", b"y" * 10),
+}
+
+
+@pytest.mark.parametrize("name", FLOODS)
+def test_who_sends_without_pause_is_not_served_alone(make_site: Make, name: str) -> None:
+    """More than can be read: neither the others at this door nor those at the other one wait for the end of it."""
+    begin, flood = FLOODS[name]
+    site = make_site(limits='bytes = "1 MiB"')
+    assert site.serve()
+    # Its own process: threads of this one would share our interpreter's lock.
+    script = (
+        "import socket, sys, threading\n"
+        "connection = socket.socket(socket.AF_UNIX)\n"
+        "connection.connect(sys.argv[2])\n"
+        f"connection.sendall(b'LHLO there\\r\\n' + {begin!r})\n"
+        "threading.Thread(target=lambda: all(iter(lambda: connection.recv(65536), b'')), daemon=True).start()\n"
+        f"flood = {flood!r} * 100_000\n"
+        "print('begins', flush=True)\n"
+        "while True: connection.sendall(flood)\n"
+    )
+    flooders = [site.python(script, site.lmtp.removeprefix("unix:"), stdout=subprocess.PIPE) for _ in range(2)]
+    try:
+        for flooder in flooders:
+            assert flooder.stdout is not None
+            assert flooder.stdout.readline() == b"begins\n"
+        for number in range(3):
+            with Client(site.lmtp) as client:
+                client.say("LHLO there")
+                assert client.send("a@b", [RECIPIENT], b"Subject: %d\n\nx\n" % number) == ["250 2.0.0 Delivered"]
+        assert site.deliver(main_job.message("x")).code == 0
+    finally:
+        for flooder in flooders:
+            flooder.kill()
+            flooder.communicate()
+
+
 def test_a_slow_writer_holds_only_its_own_place(make_site: Make) -> None:
     """Standard input that comes in pieces is waited for; no thread is."""
     site = make_site("", "messages = 40")
