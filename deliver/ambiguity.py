@@ -25,6 +25,7 @@ _NEXT_FIELD = re.compile(rb"\n(?![ \t])")
 _BLANK_LINE = re.compile(rb"(?m)^[ \t]+$")
 _SEVERAL = frozenset({b"content-type", b"content-transfer-encoding", b"content-disposition", b"mime-version"})
 _COMMENT = re.compile(rb"\([^()]*\)")
+_SEGMENT = re.compile(r"(?:[0-9]{1,3}\*?)?")  # what RFC 2231 section 3 has behind a parameter's "*"
 _BOUNDARY = re.compile(rb'(?i)boundary\s*=\s*(?:"([^"]*)"?|([^\s;"]*))')
 
 # Encodings as they are written in practice; anything else is a guess, which matters where there is a file to decode.
@@ -33,10 +34,12 @@ _ENCODINGS = frozenset("7bit 7bits 7-bit 8bit 8bits 8-bit binary base64 quoted-p
 )
 
 # Base64 ends with its padding (RFC 2045 section 6.8). Where more of it follows, in the same line or as a line of its
-# own, some readers go on and some do not; the footer of a mailing list is neither.
+# own, some readers go on and some do not. The footer of a mailing list is neither, though it may say "?a=b" or "=====".
 _LETTER = rb"[A-Za-z0-9+/]"
 _BEHIND_PADDING = re.compile(
-    rb"=[ \t]*(?:%(x)s|\r?\n(?:%(x)s{4})+(?:%(x)s{4}|%(x)s{3}=|%(x)s{2}==)[ \t]*\r?\n)" % {b"x": _LETTER}
+    rb"\n[ \t]*(?:%(x)s{16,}=+[ \t]*|(?:%(x)s{4})+(?:%(x)s{3}=|%(x)s{2}==)[ \t]*)%(x)s"
+    rb"|\n[ \t]*%(x)s{24}[^\n=]*=[^\nA-Za-z0-9+/]*%(x)s"
+    rb"|%(x)s={1,2}[ \t]*\r?\n(?:(?:%(x)s{4}){4,}|(?:%(x)s{4})*(?:%(x)s{3}=|%(x)s{2}==))[ \t]*\r?\n" % {b"x": _LETTER}
 )
 
 
@@ -62,7 +65,7 @@ class _Doubts(mime.Watch):
     def __init__(self) -> None:
         self.found: dict[str, None] = {}
         self._top = True
-        self._tail = b""
+        self._tail = b"\n"
         self._boundaries: list[bytes] = []
         self._nearly: re.Pattern[bytes] | None = None
         self._margin = b""
@@ -108,14 +111,13 @@ class _Doubts(mime.Watch):
         seen = self._tail + piece
         if b"=" in seen and _BEHIND_PADDING.search(seen):
             self.found["base64 behind its end"] = None
-        padding = seen.find(b"=", max(len(seen) - _LONGEST_TAIL, 0))
-        self._tail = b"" if padding < 0 else seen[padding:]
+        self._tail = seen[-_LONGEST_TAIL:]
 
     def ended(self) -> None:
         """A part is over, and with it the line that its base64 ends with."""
-        if self._tail and _BEHIND_PADDING.search(self._tail + b"\n"):
+        if b"=" in self._tail and _BEHIND_PADDING.search(self._tail + b"\n"):
             self.found["base64 behind its end"] = None
-        self._tail = b""
+        self._tail = b"\n"
 
 
 def _begins_a_line(pattern: "re.Pattern[bytes]", piece: bytes, margin: bytes) -> bool:
@@ -133,7 +135,7 @@ def _in_header(part: mime.Part, block: bytes, cap: int, *, top: bool) -> Iterato
         yield "a header without end"
     header = block.replace(b"\r\n", b"\n").removesuffix(b"\r")
     fields, broken = _fields(header)
-    matters = any(name in _SEVERAL for name, _, _ in fields)
+    matters = any(name in _SEVERAL for name, _, _ in fields) or b"content-" in header.lower()
     if "multipart/report" not in part.inside:
         if b"\0" in header:
             yield "NUL in a header"
@@ -205,10 +207,28 @@ def _in_type(part: mime.Part, value: bytes) -> Iterator[str]:
 
 
 def _twice(value: bytes) -> Iterator[str]:
-    seen: dict[str, bytes] = {}
+    """What a name or a boundary is said to be in more than one way, or in a way that RFC 2231 does not know."""
+    seen: dict[tuple[str, str | None], bytes] = {}
+    pieces: dict[str, list[int]] = {}
     for name, raw in mime.raw_parameters(value):
-        if name in {"name", "filename", "boundary"} and seen.setdefault(name, raw) != raw:
-            yield "more than one boundary" if name == "boundary" else f"more than one {name}"
+        base, star, number = name.partition("*")
+        if base not in {"name", "filename", "boundary"}:
+            continue
+        key = (base, number.removesuffix("*") if star else None)
+        if key in seen:
+            if seen[key] != raw:
+                yield f"more than one {base}"
+            continue
+        seen[key] = raw
+        if star and not _SEGMENT.fullmatch(number):
+            yield f"a malformed {base}"
+        elif star:
+            pieces.setdefault(base, []).append(int(number.removesuffix("*") or "-1"))
+    for base, numbers in pieces.items():
+        if -1 in numbers and len(numbers) > 1:  # in pieces, and whole
+            yield f"more than one {base}"
+        elif sorted(numbers) not in ([-1], list(range(len(numbers)))):  # programs stop at a gap, or do not
+            yield f"a malformed {base}"
 
 
 def _in_structure(part: mime.Part) -> Iterator[str]:

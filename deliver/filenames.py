@@ -24,8 +24,8 @@ DOCUMENTS = frozenset(
 _CLSID = re.compile(r"\.\{[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}\}")
 _WIDE_GAP = re.compile(r"\S\s{5,}\.[^.\s]+\Z")
 _DIRECTION = re.compile("[\u202a-\u202e\u2066-\u2069]")
-_ODD = re.compile(r"[^!-~]|[\"'<>:|?*]")
-_ENDS = re.compile("[\0\ufffd:]")
+_ODD = re.compile(r"[^!-~]|[\"'<>:|?*;]")
+_ENDS = re.compile("[\0\ufffd:;]")
 _DROPPED = frozenset(" \"'<>|?*\ufffd")
 _OF_TYPES = {
     **dict.fromkeys(
@@ -41,8 +41,8 @@ def readings(name: str) -> Iterator[str]:
     """The name, and what programs take it for that stop at what ends a name, or leave out what none may have.
 
     A NUL ends a name in C (headers.decode writes U+FFFD for it), a colon under Windows, where the name of a stream
-    follows. Unseen characters, blanks, quotes and brackets are left out; Windows' own code pages make letters of wide
-    ones (U+FF45 of "e").
+    follows, a semicolon on a CD, where a version does (ECMA-119 section 7.5.1). Unseen characters, blanks, quotes and
+    brackets are left out; Windows' own code pages make letters of wide ones (U+FF45 of "e").
     """
     yield name
     if not _ODD.search(name):

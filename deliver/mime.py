@@ -45,7 +45,9 @@ _LONGEST_NAME = 80  # of a field; RFC 5322 section 2.1.1 recommends lines of 78
 _FIELD = re.compile(rb"(?mi)^(content-(?:type|disposition|transfer-encoding))[ \t]*:((?:.*)(?:\n[ \t].*)*)")
 _PARAMETER = re.compile(rb';\s*([^\s=;]+)\s*=\s*("(?:[^"\\]|\\.)*"|[^;]*)', re.DOTALL)
 _COMMENT = re.compile(rb"\([^()]*\)")
-_NAME_ANYWHERE = re.compile(rb'(?i)(?<![\w.-])(?:file)?name\s*(?:\([^()]*\)\s*)?=\s*(?:"([^"]*)|([^\s";]*))')
+_NAME_ANYWHERE = re.compile(
+    rb'(?i)(?<![\w.-])(?:file)?name\s*(?:\([^()]*\)\s*)?=\s*(?:\([^()]*\)\s*)?(?:"([^"]*)"?|)([^\s";]*)'
+)
 _SEGMENT = re.compile(r"(.+?)(?:\*([0-9]{1,3}))?(\*)?")
 _ESCAPED = re.compile(rb'\\(["\\])')
 _TYPE = re.compile(r"[^\s/;]+/[^\s/;]+")
@@ -319,12 +321,16 @@ def _plain(raw: bytes, _last: bool) -> tuple[bytes, bytes]:
 
 
 def _base64(raw: bytes, last: bool) -> tuple[bytes, bytes]:
+    # Padding means something only where it makes four of two or three letters; programs pass over any other.
     *pieces, tail = raw.translate(None, _NOT_BASE64).split(b"=")
-    decoded = []
+    decoded: list[bytes] = []
     run = b""
-    for piece in pieces:
+    for number, piece in enumerate(pieces, 1):
         run += piece
-        if len(run) % 4 >= 2:  # only there padding means something
+        following = pieces[number] if number < len(pieces) else None
+        if len(run) % 4 == 2 and following is None and not tail and not last:
+            return b"".join(decoded), run + b"="  # the other half may come
+        if len(run) % 4 == 3 or (len(run) % 4 == 2 and following == b""):
             decoded.append(_letters(run))
             run = b""
     run += tail
@@ -369,6 +375,11 @@ def _part(fields: dict[bytes, bytes], inside: tuple[str, ...]) -> Part:
     names += [headers.decode(name.encode("utf-8", "replace")) for name in names if "=?" in name]
     for value in filter(None, (fields.get(b"content-disposition"), fields.get(b"content-type"))):
         names += names_anywhere(value)
+        if b"=?" in value:  # old programs decode the whole value first
+            names += names_anywhere(headers.decode(value).encode("utf-8", "replace"))
+    # By RFC 822 a backslash is left out and what follows stays; programs leave it in, as that of a path. Where it stands
+    # behind the last dot, it is none.
+    names += [name.replace("\\", "") for name in names if name.rfind("\\") > name.rfind(".")]
     return Part(kind, parameters, disposition, tuple(dict.fromkeys(filter(None, names))), encoding, inside)
 
 
@@ -400,7 +411,8 @@ def names_anywhere(value: bytes) -> Iterator[str]:
     Where the value follows RFC 2045, these are its parameters once more.
     """
     for quoted, bare in _NAME_ANYWHERE.findall(value):
-        yield headers.decode(quoted or bare)
+        yield headers.decode(quoted)
+        yield headers.decode(bare)
 
 
 def raw_parameters(value: bytes) -> Iterator[tuple[str, bytes]]:

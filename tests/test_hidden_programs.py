@@ -66,6 +66,11 @@ NAMES = {
     "a folded line in it": b'filename="a.\n exe"',
     "a tab in it": b'filename="a.e\txe"',
     # Windows' best-fit tables (bestfit1252.txt) make ASCII of these.
+    "what follows a quoted name": b'filename=""a.exe"',
+    "a version of a CD": b'filename="a.exe;1"',
+    "each letter behind a backslash": b'filename="\\a\\.\\e\\x\\e"',  # RFC 2045 section 5.1, RFC 822 section 3.3
+    "a comment behind the sign": b'filename = (w) "a.exe"',
+    "an encoded word around all of it": b"=?utf-8?Q?filename=3Da.exe?=",
     "what Windows forbids": b'filename="a.e|xe?"',
     "a NUL in its end": b"filename*=utf-8''a.e%00xe",
     "wide letters": 'filename="a.\uff45\uff58\uff45"'.encode(),
@@ -170,6 +175,30 @@ AMBIGUOUS = {
         b"Content-Type: text/plain; boundary=b\n\n" + FIRST + b"--b\n" + BEHIND,
         "a line that is nearly a boundary",
     ),
+    "the same piece of a name twice": (
+        mixed(part(b'attachment; filename*0="a.txt"; filename*0="a.exe"')).partition(b"MIME-Version: 1.0\n")[2],
+        "more than one filename",
+    ),
+    "a name whole and in pieces": (
+        mixed(part(b"attachment; filename*=utf-8''a.txt; filename*0=a.exe")).partition(b"MIME-Version: 1.0\n")[2],
+        "more than one filename",
+    ),
+    "a name with a gap": (
+        mixed(part(b'attachment; filename*0="a.exe"; filename*2=".txt"')).partition(b"MIME-Version: 1.0\n")[2],
+        "a malformed filename",
+    ),
+    "a name with a number that is none": (
+        mixed(part(b"attachment; filename*0=a; filename*1x=.exe")).partition(b"MIME-Version: 1.0\n")[2],
+        "a malformed filename",
+    ),
+    "fields that begin with a control character": (
+        MIXED + FIRST + b"--b\n\x0bContent-Type: application/pdf\n\nhello\n--b--\n",
+        "a line in a header that is no field",
+    ),
+    "padding amid base64": (
+        b"Content-Transfer-Encoding: base64\n\n" + b"QUJD" * 10 + b"=?x\n" + b"QUJD" * 10 + b"\n",
+        "base64 behind its end",
+    ),
     "a type, and one before it that says nothing": (
         b"Content-Type:\nContent-Type: multipart/mixed; boundary=b\n\n" + FIRST + b"--b\n" + BEHIND,
         "more than one Content-Type",
@@ -212,8 +241,18 @@ def test_a_message_that_programs_read_in_another_way(how: str) -> None:
         MIXED + b"--b\nContent-Type: multipart/alternative; boundary=bb\n\n--bb\n\nhello\n--bb--\n\n--b--\n",
         MIXED + b"--b\n\nhe wrote:\n> --b\n--c\n--b--\n",
         b"Content-Type: text/html; boundary=b\n\n<p>a boundary that is nowhere</p>\n",
+        *(
+            b"Content-Transfer-Encoding: base64\n\n" + base64.encodebytes(b"hello " * size) + footer
+            for size in (40, 41, 42)
+            for footer in (
+                b"\n-- \nTo unsubscribe, https://groups.example.org/d/optout?x=1&y=abc\n",
+                b"\nmailto:list@example.org?subject=unsubscribe\n",
+                b"==================\nCONFIDENTIAL\n==================\n",
+                b"== Footer ==\nList = Test\n",
+            )
+        ),
     ],
-    ids=range(5),
+    ids=range(17),
 )
 def test_lines_that_look_like_boundaries_and_are_none(inner: bytes) -> None:
     assert judged(message(inner)) == set()
