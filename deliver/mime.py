@@ -377,8 +377,8 @@ def _part(fields: dict[bytes, bytes], inside: tuple[str, ...]) -> Part:
         names += names_anywhere(value)
         if b"=?" in value:  # old programs decode the whole value first
             names += names_anywhere(headers.decode(value).encode("utf-8", "replace"))
-    # By RFC 822 a backslash is left out and what follows stays; programs leave it in, as that of a path. Where it stands
-    # behind the last dot, it is none.
+    # By RFC 822 a backslash is left out and what follows stays; programs leave it in, as that of a path. It is none
+    # where it stands behind the last dot.
     names += [name.replace("\\", "") for name in names if name.rfind("\\") > name.rfind(".")]
     return Part(kind, parameters, disposition, tuple(dict.fromkeys(filter(None, names))), encoding, inside)
 
