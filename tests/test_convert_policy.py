@@ -197,6 +197,19 @@ def test_any_spam_is_refused_without_a_threshold() -> None:
     assert result.action.verb is Verb.QUARANTINE
 
 
+def test_nothing_but_letters_is_special_for_whom() -> None:
+    """simscan looks whole addresses and domains up: "*" is nobody's, and takes nobody from the line for everybody."""
+    settings = converted(simcontrol.convert("*:attach=.txt\n*@example.com:attach=.txt\n:attach=.exe\n"))
+    assert held(settings, with_attachment(b"x", "a.exe")) == "forbidden by policy"
+    assert held(settings, with_attachment(b"x", "a.txt")) == ""
+
+
+def test_yes_in_capitals() -> None:
+    """It can mean nothing else."""
+    settings = converted(simcontrol.convert(":CLAM=YES,Spam=No\n"))
+    assert (settings.clamd is not None, settings.spamd) == (True, None)
+
+
 def test_settings_for_everybody() -> None:
     settings = converted(simcontrol.convert(CONTROL))
     assert settings.clamd is not None
@@ -237,7 +250,7 @@ def test_a_file_that_is_something_else(convert: object) -> None:
 @pytest.mark.parametrize(("kind", "text"), [("qmail-scanner", EVENTS), ("simcontrol", CONTROL)])
 def test_the_command(tmp_path: Path, kind: str, text: str) -> None:
     path, out = tmp_path / "old", tmp_path / "new.toml"
-    path.write_text(text)
+    path.write_text(f"\ufeff{text}", encoding="utf-8")  # as editors under Windows begin a file
     command = [sys.executable, "-m", "deliver", "convert", kind, str(path), "-o", str(out)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -1,5 +1,6 @@
 """`deliver convert`: another program's filter as rules of ours."""
 
+import codecs
 import json
 import sys
 from collections.abc import Callable
@@ -28,7 +29,7 @@ def convert(kind: str, file: str, output: str, strict: bool, as_json: bool) -> N
     with click.open_file(file, "rb") as stream:
         data = stream.read()
     try:
-        conversion = _converter(kind)(data.decode("utf-8", "surrogateescape"))
+        conversion = _converter(kind)(data.removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogateescape"))
     except Wrong as error:
         raise click.ClickException(f"{file}:{error.line}: {error}") from error
     if as_json:

@@ -65,7 +65,8 @@ def _options(text: str) -> dict[str, str] | None:
             return None
         else:
             last = key.strip().lower()
-            options[last] = value.strip()
+            value = value.strip()
+            options[last] = value.lower() if value.lower() in {"yes", "no"} else value
     return options
 
 
@@ -76,14 +77,19 @@ def _recipients(line: _Line, lines: list[_Line]) -> dict[str, object]:
     end = f"@{line.whom}" if line.whom else ""
     specific = [one.whom for one in lines if one.whom not in ("", line.whom) and one.whom.endswith(end)]
     others = [pattern for one in specific for pattern in _addresses(one)]
-    when: dict[str, object] = {"recipient": f"*@{line.whom}"} if line.whom else {}
+    when: dict[str, object] = {"recipient": _addresses(line.whom)[0]} if line.whom else {}
     return {**when, "not": {"recipient": others}} if others else when
 
 
 def _addresses(whom: str) -> list[str]:
-    """Of an address also those with an extension, as simscan looks them up; of a domain all."""
+    """Of an address also those with an extension, as simscan looks them up; of a domain all. "*" says nothing there."""
     user, _, domain = whom.rpartition("@")
+    user, domain, whom = map(_literally, (user, domain, whom))
     return [whom, f"{user}-*@{domain}"] if user else [f"*@{domain}"]
+
+
+def _literally(text: str) -> str:
+    return re.sub(r"([*?\\])", r"\\\1", text)
 
 
 def _made(line: _Line, whom: dict[str, object], settings: dict[str, dict[str, object]]) -> list[Converted | Reported]:
@@ -141,7 +147,7 @@ def _attach(_line: _Line, value: str, rule: _Rule, _settings: _Settings) -> str:
     ends = [end.strip() for end in value.split(":") if end.strip()]
     if not ends:
         return "expected extensions, as .exe:.com"
-    patterns = ["*" + re.sub(r"([*?\\])", r"\\\1", end) for end in ends]
+    patterns = [f"*{_literally(end)}" for end in ends]
     rule("attachments", {"sees": "all", "quarantine": _REASON}, {"attachment": patterns})
     return ""
 
