@@ -22,6 +22,7 @@ _LONGEST_MARGIN = 100  # bytes before a boundary in its line
 _LONGEST_TAIL = 2000  # bytes of base64 that wait for what follows
 _FIELD = re.compile(rb"([!-9;-~]+)([ \t]*):(.*)", re.DOTALL)
 _NEXT_FIELD = re.compile(rb"\n(?![ \t])")
+_CONTENT_FIELD = re.compile(rb"(?im)^content-[a-z-]+[ \t]*:")
 _BLANK_LINE = re.compile(rb"(?m)^[ \t]+$")
 _SEVERAL = frozenset({b"content-type", b"content-transfer-encoding", b"content-disposition", b"mime-version"})
 _COMMENT = re.compile(rb"\([^()]*\)")
@@ -39,6 +40,7 @@ _LETTER = rb"[A-Za-z0-9+/]"
 _BEHIND_PADDING = re.compile(
     rb"\n[ \t]*(?:%(x)s{16,}=+[ \t]*|(?:%(x)s{4})+(?:%(x)s{3}=|%(x)s{2}==)[ \t]*)%(x)s"
     rb"|\n[ \t]*%(x)s{24}[^\n=]*=[^\nA-Za-z0-9+/]*%(x)s"
+    rb"|\n[^\n=]{0,998}=[^\n]{0,998}%(x)s{20}[ \t]*\r?\n[ \t]*%(x)s{56}"
     rb"|%(x)s={1,2}[ \t]*\r?\n(?:(?:%(x)s{4}){4,}|(?:%(x)s{4})*(?:%(x)s{3}=|%(x)s{2}==))[ \t]*\r?\n" % {b"x": _LETTER}
 )
 
@@ -69,6 +71,7 @@ class _Doubts(mime.Watch):
         self._boundaries: list[bytes] = []
         self._nearly: re.Pattern[bytes] | None = None
         self._margin = b""
+        self._cut = False
 
     def header(self, part: mime.Part, block: bytes) -> None:
         """See mime.Watch."""
@@ -76,7 +79,7 @@ class _Doubts(mime.Watch):
         cap = mime.TOP_HEADER_CAP if self._top else mime.HEADER_CAP
         reasons = _in_header(part, block, cap, top=self._top)
         self.found.update(dict.fromkeys(reasons))
-        self._top = False
+        self._top = self._cut = False
         # Some programs pass over these before a boundary; and some mail servers put them into what they give back.
         self._margin = b"" if "multipart/report" in part.inside else b" \t-"
         boundary = part.parameters.get("boundary", "").encode("utf-8", "replace").strip()
@@ -86,6 +89,10 @@ class _Doubts(mime.Watch):
             self._boundaries[_BOUNDARIES:] = [*self._boundaries[_BOUNDARIES:], boundary][-_BOUNDARIES:]
             names = b"|".join(map(re.escape, self._boundaries))
             self._nearly = re.compile(rb"--(?:%s)(?!--[ \t]*\r?(?:\n|\Z))" % names)
+
+    def cut(self) -> None:
+        """See mime.Watch."""
+        self._cut = True
 
     def entered(self, part: mime.Part, boundaries: tuple[bytes, ...], found: bytes | None, *, text: bool) -> None:
         """See mime.Watch."""
@@ -102,6 +109,8 @@ class _Doubts(mime.Watch):
         # go on behind the last one. A last one that stands there twice does no harm.
         if self._nearly and _begins_a_line(self._nearly, piece.replace(b"\0", b""), self._margin):
             self.found["a line that is nearly a boundary"] = None
+        if self._cut and _CONTENT_FIELD.search(piece):  # then some programs read it as the header that was cut
+            self.found["a boundary in a header"] = None
 
     def body(self, part: mime.Part, piece: bytes) -> None:
         """See mime.Watch."""

@@ -91,6 +91,9 @@ class Watch:
         ``part`` is what its fields say; its content is still to come.
         """
 
+    def cut(self) -> None:
+        """A boundary came before the end of the header just told."""
+
     def entered(self, part: Part, boundaries: tuple[bytes, ...], found: bytes | None, *, text: bool) -> None:
         """The multipart ``part`` was entered. ``boundaries`` are all that are open now, its own the last; ``found`` is
         which of them came first, if any did, and ``text`` whether anything but blanks stood before.
@@ -130,6 +133,8 @@ def _parts(chunks: Iterable[bytes], keep: Keep, around: tuple[str, ...], watch: 
         enclosed = False
         part = _part(_fields(block), levels.types)
         watch.header(part, block)
+        if reader.ended and reader.found:
+            watch.cut()
         boundary = part.parameters.get("boundary", "").encode("utf-8", "replace")
         is_message = holds_message(part.type)
         plain = part.encoding not in {"base64", "quoted-printable"}

@@ -195,6 +195,14 @@ AMBIGUOUS = {
         MIXED + FIRST + b"--b\n\x0bContent-Type: application/pdf\n\nhello\n--b--\n",
         "a line in a header that is no field",
     ),
+    "padding before more base64": (
+        b"Content-Transfer-Encoding: base64\n\nQUJD; x=" + b"QUJD" * 16 + b"\n" + b"QUJD" * 16 + b"\n",
+        "base64 behind its end",
+    ),
+    "a boundary where a header should be": (
+        MIXED + FIRST + b"--b\n--b--\n" + BEHIND.removesuffix(b"--b--\n"),
+        "a boundary in a header",
+    ),
     "padding amid base64": (
         b"Content-Transfer-Encoding: base64\n\n" + b"QUJD" * 10 + b"=?x\n" + b"QUJD" * 10 + b"\n",
         "base64 behind its end",
