@@ -6,7 +6,6 @@ link. What is killed half-way has deleted a part; the quota file then says too m
 
 import os
 from collections.abc import Iterator
-from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 from deliver import quota
@@ -15,7 +14,7 @@ from deliver.qmailfile import open_directory
 from deliver.rules.model import is_inbox
 from deliver.settings import Config, Expire
 from deliver.tree import as_owner, is_read, messages
-from deliver.whose import layered
+from deliver.whose import layered, spared
 
 CLASSES = ("read", "unread", "sent", "trash", "spam")
 
@@ -43,7 +42,7 @@ def expire(top: int, path: str, shown: str, config: Config, now: float, *, dry_r
     """
     settings = config.expire or Expire()
     deleted: dict[str, Tally] = {}
-    if any(fnmatchcase(os.path.dirname(shown), pattern) for pattern in settings.apart):
+    if spared(shown, settings.apart):
         return Result(shown, deleted, spared=True)
     maildir = -1
     try:

@@ -23,7 +23,7 @@ from deliver.rules.model import is_inbox
 from deliver.settings import Config, Personal
 from deliver.tree import as_owner, is_read, messages
 from deliver.values import INBOX, Content, Verb
-from deliver.whose import layered, whose
+from deliver.whose import layered, spared, whose
 
 KINDS = ("spam", "ham")
 
@@ -82,7 +82,7 @@ def learn(
     ``shown`` is its absolute path, for [learn] except; ``now`` in seconds since the epoch. Raises SpamdFails; never
     OSError.
     """
-    if any(fnmatchcase(os.path.dirname(shown), pattern) for pattern in config.learn.apart):
+    if spared(shown, config.learn.apart):
         return Result(shown, {}, spared=True)
     maildir = -1
     try:

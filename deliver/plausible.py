@@ -51,6 +51,7 @@ def across(config: Config) -> list[Problem]:
     problems += _about_scanning(config)
     problems += _about_names(config)
     problems += _about_people(config)
+    problems += _about_exceptions(config)
     problems += _about_attachments(config)
     if config.domain_rules and not re.fullmatch(r"/.*\{domain\}.*", config.domain_rules):
         problems.append(Problem(("domain-rules",), 'is an absolute path with the domain in it, "/dir/{domain}.toml"'))
@@ -204,6 +205,15 @@ def _about_people(config: Config) -> Iterator[Problem]:
         if not (key in KINDS or ((not kind or kind in KINDS) and re.fullmatch(r"[^\sA-Z]*[.@][^\sA-Z]*", whose))):
             words = f'expected one of {", ".join(KINDS)}, a domain or address in small letters, or "virus example.org"'
             yield Problem(("quarantine", "keep-by", key), f'{words}, not "{key}"')
+
+
+def _about_exceptions(config: Config) -> Iterator[Problem]:
+    """What can be no mailbox's directory spares nobody, and that would be seen when the mail is gone."""
+    for table, patterns in (("expire", config.expire.apart if config.expire else ()), ("learn", config.learn.apart)):
+        for pattern in patterns:
+            if not re.match(r"/|\*", pattern):
+                words = f'expected directories, such as "/home/boss" or "*/example.org/boss", not "{pattern}"'
+                yield Problem((table, "except"), words)
 
 
 def programs(table: Any, problems: list[Problem]) -> Programs:

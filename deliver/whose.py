@@ -1,14 +1,36 @@
-"""Whose a Maildir is that was found in a tree, and what its owner's and its domain's own files say of it."""
+"""Whose a Maildir is that was found in a tree, what its owner's and its domain's own files say of it, and whether a
+setting leaves it alone.
+"""
 
+import functools
 import os
 import pwd
 import re
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
 
 from deliver.config import personal
 from deliver.layers import layers, together
 from deliver.settings import Config, Personal
 
 _VPOPMAIL = re.compile(r".*/domains/(?:[0-9A-Za-z]/)?(?P<domain>[^/]+\.[^/]+)/(?:[0-9A-Za-z]/)?(?P<user>[^/]+)/Maildir")
+
+
+def spared(maildir: str, patterns: Iterable[str]) -> bool:
+    """Whether one of the ``patterns`` means this Maildir: its own path, or that of the directory which holds it."""
+    paths = (maildir, os.path.dirname(maildir))
+    return any(fnmatchcase(path, _real(pattern)) for pattern in patterns for path in paths)
+
+
+@functools.cache
+def _real(pattern: str) -> str:
+    """The pattern for paths without symbolic links, as Maildirs are found (/home may be /usr/home), and without a slash
+    at its end.
+    """
+    pattern = pattern.rstrip("/")
+    plain = re.split(r"[*?\[]", pattern)[0]
+    fixed = plain if plain == pattern else plain.rpartition("/")[0]
+    return os.path.realpath(fixed) + pattern[len(fixed) :] if fixed else pattern
 
 
 def layered(maildir: str, config: Config, uid: int) -> Personal:

@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 from main_job import own
 
+from deliver import config as configuration
 from deliver import expire as work
 from deliver.commands import cli
 from deliver.qmailfile import open_directory
@@ -156,12 +157,34 @@ def test_dry_run_counts_and_deletes_nothing(mailbox: Mailbox) -> None:
     assert old.exists()
 
 
-@pytest.mark.parametrize(("pattern", "spared"), [("*/you", True), ("*/other", False)])
-def test_exceptions(mailbox: Mailbox, pattern: str, spared: bool) -> None:
+@pytest.mark.parametrize(
+    ("pattern", "spared"),
+    [
+        ("*/you", True),
+        ("*/other", False),
+        ("{top}/you", True),
+        ("{top}/you/", True),
+        ("{top}/you/Maildir", True),
+        ("{top}/*", True),
+        ("{top}/y", False),
+        ("{link}/you", True),  # as /home is a link to /usr/home on some hosts
+        ("{link}/y*", True),
+        ("{link}/other", False),
+    ],
+)
+def test_exceptions(mailbox: Mailbox, tmp_path: Path, pattern: str, spared: bool) -> None:
     old = mailbox.message("cur", 40, ":2,S")
+    (tmp_path / "link").symlink_to(mailbox.top)
+    pattern = pattern.format(top=mailbox.top, link=tmp_path / "link")
     result = mailbox.expire(Expire(read=30 * DAY, apart=(pattern,)))  # type: ignore[arg-type]
     assert result.spared == spared
     assert old.exists() == spared
+
+
+@pytest.mark.parametrize("table", ["expire", "learn"])
+def test_an_exception_that_spares_nobody_is_an_error(table: str) -> None:
+    found = configuration.parse(f'[{table}]\nexcept = ["boss@example.org", "*/boss"]\n'.encode(), "f")[1]
+    assert [(problem.path, problem.warning) for problem in found] == [((table, "except"), False)]
 
 
 def test_links_are_not_followed(mailbox: Mailbox) -> None:
