@@ -322,6 +322,14 @@ def test_the_known_part_of_an_alternative_is_converted() -> None:
     assert [one.line for one in conversion.reported if not one.warning] == [1]
 
 
+def test_what_no_message_comes_to_is_nothing() -> None:
+    """Where two questions contradict each other."""
+    inside = "if (/^Subject:.*a/)\n{\n  cc $HOME/Maildir/.A\n}\n"
+    conversion = convert(f"if (!(/^From:.*x/ || /^Subject:.*a/))\n{{\n{inside}}}\n")
+    assert not conversion.rules
+    assert not conversion.reported
+
+
 def test_an_if_without_effect_is_nothing() -> None:
     conversion = convert("`test -f x`\nif ($RETURNCODE == 1)\n{\n  `maildirmake $HOME/Maildir/.A`\n  LOG=x\n}\n")
     assert not conversion.rules

@@ -169,6 +169,25 @@ mh/.
 * ^List-Id:
 .list/
 """,
+    "a copy of a copy": """
+:0 c
+* ^From:.*(boss|root)
+{
+  :0
+  * ^Subject:.*urgent
+  .urgent/
+  :0 c
+  {
+    :0
+    * ! ^List-Id:
+    ! away@example.com
+    :0
+    /dev/null
+  }
+  :0
+  .people/
+}
+""",
     "SpamAssassin's lines": ":0\n* ^X-Spam-Status: Yes\n.Junk/\n:0\n* ^X-Spam-Level: \\*\\*\\*\\*\n.maybe/\n:0 H\n* ! ^X-Spam-Flag: YES\n.clean/\n",
     "through SpamAssassin, and a line of one's own": """
 :0 fw

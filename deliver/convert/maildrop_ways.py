@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-from deliver.convert.formulas import FALSE, Formula, Guard, all_of, untold
+from deliver.convert.formulas import FALSE, Formula, Guard, all_of, excluded, untold
 from deliver.convert.maildrop_logic import joined, parts_of
 from deliver.convert.maildrop_values import EMPTY, Mystery, Value
 
@@ -28,7 +28,7 @@ class State(NamedTuple):
     def under(self, formula: Formula) -> "State | None":
         """The way on where the formula holds as well; None where it cannot."""
         paths = [all_of((*path, formula)) for path in self.paths]
-        left = [one for one in paths if one != FALSE]
+        left = [one for one in paths if one != FALSE and not excluded((one,))]
         return self._replace(paths=tuple(joined(map(parts_of, left)))) if left else None
 
     def with_value(self, name: str, value: Value) -> "State":

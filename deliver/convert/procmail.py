@@ -187,11 +187,11 @@ class _Script:
             return True
         comments, self.left = (*self.left, *(() if last is one else last.comments)), []
         does = Does.DROP if int(code) == 0 else Does.REFUSE
-        here = (*guard, *self._stopped)
-        self._add(Statement(does, here, one.line, comments=tuple(comments)), source)
+        here = self._here(guard)
         if self._clones:
-            self._clones[-1].append(all_of(guard))
+            self._clones[-1].append(all_of(guard))  # only the copy ends here
         else:
+            self._add(Statement(does, here, one.line, comments=tuple(comments)), source)
             self._add(Statement(Does.STOP, here, one.line), source)
             self._stopped.append(negated(all_of(guard)))
         return True
@@ -367,7 +367,8 @@ class _Script:
         if text.startswith("$"):
             return self._condition(self._substituted(text[1:]), flags)
         if text.startswith("?"):
-            raise Untranslatable("rules ask no program")
+            listed = '; addresses can stand in one of [lists], asked by in = "NAME"' if "grep" in text else ""
+            raise Untranslatable(f"rules ask no program{listed}")
         if text in {"", ".*"}:
             return TRUE  # found everywhere
         if found := re.fullmatch(r"([<>])\s*([0-9]+)", text):
@@ -399,6 +400,10 @@ class _Script:
         sound({"flag": "seen", "sees": "all", "when": table(holds)})
         return holds
 
+    def _here(self, way: Guard) -> Guard:
+        """What holds where a recipe is carried out: the message has not been placed, nor the copies around it."""
+        return (*way, *self._stopped, *(negated(one) for gone in self._clones for one in gone))
+
     # --- actions ---------------------------------------------------------------------------------------------------
 
     def _act(self, one: Recipe, flags: set[str], way: Guard) -> None:
@@ -417,10 +422,8 @@ class _Script:
         if not copies and any(does is Does.DROP for does, _ in made):
             self._lost.check(way)
         comments, self.left = tuple(self.left), []
-        here = (*way, *self._stopped)
+        here = self._here(way)
         gone = self._clones[-1] if self._clones else None
-        if gone is not None:
-            here = (*here, *(negated(one) for one in gone))
         for index, (does, target) in enumerate(made):
             placing = not copies and gone is None
             if does is not Does.DROP or placing:
