@@ -252,6 +252,9 @@ CASES = {
     "word boundaries": Case(_if(r"/^Subject:.*\bsale\b/")),
     "a class of letters": Case(_if("/^Subject: [a-c]/")),
     "dots as people write them": Case(_if("/^From:.*@shop.example.com/")),
+    "dots that are any letter": Case(
+        _if("/^To:.*undisclosed.recipients/", after=_if("/^Subject:.*wholesale.of/", "to $HOME/Maildir/.B"))
+    ),
     "option h": Case(_if("/^Subject:.*offer/:h")),
     "option D": Case(_if("/^Subject:.*[Ss]ALE/:D")),
     "option b, words": Case(_if("/unsubscribe here/:b")),

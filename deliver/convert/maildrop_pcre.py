@@ -191,10 +191,7 @@ def _glob_of(piece: Piece, pieces: Pieces, index: int) -> list[str] | None:
     if piece.kind == "any" and piece.many in ("+", "+?"):
         return ["?*"]
     if piece.kind == "any" and not piece.many:
-        # A dot in a name or number is meant as one, however few people write "\.".
-        around = pieces[max(index - 1, 0) : index + 2]
-        named = len(around) == 3 and all(re.fullmatch(r"[A-Za-z0-9_-]", one.text) for one in (around[0], around[2]))
-        return ["." if named and not around[0].many and not around[2].many else "?"]
+        return ["." if _in_domain(pieces, index) else "?"]
     if piece.kind == "set" and not piece.many and (single := re.fullmatch(r"\[([^\\^\]])\]", piece.text)):
         return [re.sub(r"[*?\\]", r"\\\g<0>", single[1])]
     if piece.kind == "group" and piece.many in ("", "?"):
@@ -202,6 +199,15 @@ def _glob_of(piece: Piece, pieces: Pieces, index: int) -> list[str] | None:
         known = [texts for texts in inner if texts is not None]
         return [text for texts in known for text in texts] + optional if len(known) == len(inner) else None
     return None
+
+
+def _in_domain(pieces: Pieces, index: int) -> bool:
+    r"""Whether a dot there parts a domain's labels: it is meant as one, however few people write "\."."""
+    around = pieces[max(index - 1, 0) : index + 2]
+    if len(around) < 3 or not all(one.text.isalnum() and not one.many for one in (around[0], around[2])):
+        return False
+    before = "".join(one.text if not one.many else " " for one in pieces[:index])
+    return re.search(r"[@<][A-Za-z0-9_.-]*$", before) is not None
 
 
 def tested(begins: bool, pieces: Pieces, case: bool, *, address: bool) -> Any:
