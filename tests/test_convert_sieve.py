@@ -272,7 +272,8 @@ Go away.
         if date :zone "+0530" :value "ge" "date" "time" "17:30" { fileinto "evening in India"; }
         elsif date :zone "+0000" :value "lt" "date" "iso8601" "2026-11-02T07:30" { fileinto "before"; }
         elsif date :zone "+0000" :value "le" "date" "iso8601" "2026-11-23 24:00:00" { fileinto "a day in text"; }
-        elsif date :zone "+0000" :value "ge" "date" "iso8601" "2026-11-28T12:00:00" { fileinto "that evening"; }""",
+        elsif date :zone "+0000" :value "ge" "date" "iso8601" "2026-11-28T12:00:00+00:00" { fileinto "that evening"; }
+        elsif date :zone "+0000" :value "ge" "date" "iso8601" "2026-11-24T00:00:00Z" { fileinto "that day"; }""",
     "duplicate": 'if duplicate :seconds 3600 { discard; } if exists "list-id" { fileinto "dev"; }',
     "constants": """
         set "box" "Lists"; set :lower "who" "BOSS@example.com";
@@ -288,6 +289,14 @@ Go away.
         if string :comparator "i;ascii-casemap" "${spam}" "YES" { discard; stop; }
         if string :matches "${box}" "L?s*" { addflag "Later"; }
         if not string :is "${box}" "" { fileinto "${box}"; }""",
+    "variables as switches, behind stops": """
+        if address :domain "from" "spam.example" { set "stop" "Y"; fileinto "Junk"; stop; }
+        if exists "list-id" { set "list" "Y"; }
+        if allof (not string "${stop}" "Y", address :is "from" "boss@example.com") { set "stop" "Y"; set "boss" "Y"; }
+        if string "${list}" "Y" { fileinto :copy "Lists"; }
+        if string "${boss}" "Y" { fileinto :copy "Boss"; }
+        if not string "${stop}" "Y" { if size :over 8K { fileinto "Large"; stop; } }
+        if anyof (string "${boss}" "Y", string "${list}" "Y") { discard; }""",
     "folders by what matched": """
         if header :matches "List-Id" "*<*.*>*" { set :lower "name" "${2}"; fileinto "Lists.${name}"; }
         elsif header :regex "list-id" "<([a-z0-9-]+)[.@]" { fileinto "never"; }
@@ -747,6 +756,14 @@ def test_encoded_characters_are_read(
     assert plain.fate(*MAILS["invoice"]).places == {("INBOX", frozenset())}
     odd = 'header :is "a" ["${unicode:D800}", "${hex:1FF}", "${hex:FF}", "${unicode:}"]'  # no UTF-8, no octet
     converting.rules_of(convert(f'require "encoded-character"; if {odd} {{ discard; }}'))
+
+
+def test_what_variables_switch_is_said_in_few_words() -> None:
+    script = SCRIPTS["variables as switches, behind stops"]
+    rules = [rule.table for rule in convert(REQUIRE + script).rules]
+    boss, lists = {"from": "boss@example.com"}, {"header": {"list-id": "*"}}
+    assert {rule.get("copy"): rule["when"] for rule in rules if "copy" in rule} == {"Lists": lists, "Boss": boss}
+    assert rules[-1] == {"sees": "all", "discard": True, "when": {"any": [boss, lists]}}
 
 
 def test_many_values_end_in_a_report() -> None:

@@ -77,6 +77,16 @@ def any_of(formulas: Iterable[Formula]) -> Formula:
     return parts[0] if len(parts) == 1 else AnyOf(tuple(parts))
 
 
+def any_way(ways: Iterable[Formula]) -> Formula:
+    """As any_of, without what another way says: A, or B without A, is A or B."""
+    parts = [literals((way,)) for way in ways]
+    for index, part in enumerate(parts):
+        others = [one[0] for other, one in enumerate(parts) if other != index and len(one) == 1]
+        said = [each for one in others for each in (one.parts if isinstance(one, AnyOf) else (one,))]
+        parts[index] = [one for one in part if negated(one) not in said]
+    return any_of(all_of(part) for part in parts)
+
+
 def _flat(formulas: Iterable[Formula], kind: type[All] | type[AnyOf]) -> list[Formula]:
     parts: list[Formula] = []
     for formula in formulas:

@@ -107,7 +107,6 @@ class _Script:
         self.left: list[str] = []
         self._sources: dict[int, sieve_source.Statement] = {}
         self._scope = scope
-        self._stopped: list[Formula] = []
         self._replies: list[Guard] = []
         self._lost = Lost()
 
@@ -146,7 +145,7 @@ class _Script:
         self.left += one.comments
         holds: Formula = TRUE
         self._scope.warnings = []
-        self._scope.guard = (*guard, *self._stopped, *(() if otherwise is None else (otherwise,)))
+        self._scope.guard = guard if otherwise is None else (*guard, otherwise)
         if otherwise is None:
             self._report(one, "it is asked only where the branches above it are not taken", guard, follows=follows)
             return None
@@ -171,7 +170,7 @@ class _Script:
         self.reported.append(Reported(one.line, one.source, reason, comments=comments))
         tried = self._scope.matches if re.search(":(?:matches|regex)", one.source, re.IGNORECASE) else ()
         for name in {*_set_in(one), *tried}:
-            self._scope.variables.assign(name, guard, [(TRUE, None)])
+            self._scope.variables.assign(name, guard, None)
 
     # --- actions ---------------------------------------------------------------------------------------------------
 
@@ -180,12 +179,12 @@ class _Script:
         if command.name not in self._ACTIONS:
             raise Untranslatable(f'there is no action for "{command.name}"')
         self._scope.warnings = []
-        self._scope.guard = (*guard, *self._stopped)
         made: list[tuple[Guard, _Made]] = []
+        self._scope.guard = guard
         for when, held in self._scope.worlds(command):
-            self._scope.held = held
+            self._scope.held, self._scope.guard = held, (*guard, when)
             # What the guard says and these values say already needs no saying.
-            wider = [part for part in literals((*guard, *self._stopped)) if not excluded((when, negated(part)))]
+            wider = [part for part in literals((*guard, *self._scope.stopped)) if not excluded((when, negated(part)))]
             way = (*wider, *(part for part in literals((when,)) if part not in wider))
             made += [(way, statement) for statement in self._ACTIONS[command.name](self, command, way)]
         for way, statement in made:
@@ -201,7 +200,7 @@ class _Script:
         for words in self._scope.warnings:
             self.reported.append(Reported(one.line, one.source, words, warning=True))
         if command.name == "stop":
-            self._stopped.append(negated(all_of(guard)))
+            self._scope.stopped.append(negated(all_of(guard)))
 
     def _fileinto(self, command: Command, way: Guard) -> list[_Made]:
         folder = _folder(self._scope.said(command.arguments["mailbox"]))
@@ -334,7 +333,7 @@ class _Script:
             self._scope.warn("a sender is answered once in 1 h to 90 d")
         return f"{days} d"
 
-    def _set(self, command: Command, way: Guard) -> list[_Made]:
+    def _set(self, command: Command, _way: Guard) -> list[_Made]:
         value = self._scope.said(command.arguments["value"])
         if unknown := [tag for tag in command.tags if tag not in _MODIFIERS]:
             raise Untranslatable(f"{unknown[0]} is not reckoned")
@@ -346,7 +345,8 @@ class _Script:
             for tag in sorted(command.tags, key=list(_MODIFIERS).index):
                 text = _MODIFIERS[tag](text)
             value = braced(text)
-        self._scope.variables.assign(self._scope.text(command.arguments["name"]).lower(), way, [(TRUE, value)])
+        name = self._scope.text(command.arguments["name"]).lower()
+        self._scope.variables.assign(name, self._scope.guard, value)
         return []
 
     _ACTIONS: ClassVar[dict[str, "Callable[[_Script, Command, Guard], list[_Made]]"]] = {

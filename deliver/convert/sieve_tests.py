@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from deliver.convert import patterns, sieve_times
-from deliver.convert.formulas import FALSE, TRUE, Formula, Guard, Leaf, all_of, any_of, negated
+from deliver.convert.formulas import FALSE, TRUE, Formula, Guard, Leaf, all_of, any_of, any_way, negated
 from deliver.convert.patterns import Untranslatable
 from deliver.convert.sieve_source import Command
 from deliver.convert.sieve_variables import Held, Variables, braced, captured
@@ -29,14 +29,16 @@ class Scope:
     """What is known at one place of a script.
 
     ``extensions`` are those that it asks for: without "variables" a "${" is itself. ``matches`` are the match variables
-    that stand anywhere in it ("1"). ``guard`` is the way to this place; ``held`` what the variables of the command at
-    hand hold for the messages in question. ``flags`` are those set so far, each with the way that led there. ``edited``
+    that stand anywhere in it ("1"). ``guard`` is the way to this place, without the messages that a stop has ended
+    above, which ``stopped`` leaves out; ``held`` what the variables of the command at hand hold for the messages in
+    question. ``flags`` are those set so far, each with the way that led there. ``edited``
     are header fields that the script has changed. ``warnings`` are collected: what has become nearly the same.
     """
 
     extensions: frozenset[str] = frozenset()
     matches: frozenset[str] = frozenset()
     guard: Guard = ()
+    stopped: list[Formula] = field(default_factory=list)
     variables: Variables = field(default_factory=Variables)
     held: Held = field(default_factory=dict)
     flags: dict[str, Formula] = field(default_factory=dict)
@@ -87,13 +89,13 @@ class Scope:
         if "variables" not in self.extensions:
             return [(TRUE, {})]
         names = [name.lower() for raw in _strings(command) for name in _VARIABLE.findall(self._decoded(raw))]
-        return self.variables.worlds(names, self.guard)
+        return self.variables.worlds(names, (*self.guard, *self.stopped))
 
     def match(self, when: Formula, values: Sequence[str | None]) -> None:
         """Where this holds, the match variables have these values (RFC 5229 section 3.2), those behind them none."""
         for name in self.matches:
             value = values[int(name)] if int(name) < len(values) else ""
-            self.variables.assign(name, (*self.guard, when), [(TRUE, value)])
+            self.variables.assign(name, (*self.guard, when), value)
 
     def texts(self, raw: Any) -> list[str]:
         """A string or a list of them."""
@@ -128,8 +130,8 @@ def formula(test: Command, scope: Scope) -> Formula:
             scope.match(all_of(answers[-1]), _captured(test, scope))
     never = [when for when, holds in answers if holds == FALSE]
     if all(holds in (TRUE, FALSE) for _, holds in answers) and len(never) * 2 < len(answers):
-        return negated(any_of(never))
-    return any_of(all_of(answer) for answer in answers)
+        return negated(any_way(never))
+    return any_way(all_of(answer) for answer in answers)
 
 
 def _captured(test: Command, scope: Scope) -> list[str | None]:

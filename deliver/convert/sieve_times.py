@@ -116,11 +116,11 @@ def _time(sign: str, key: str, said: dict[str, Any]) -> Formula:
 
 def _iso8601(sign: str, key: str, said: dict[str, Any]) -> Formula:
     """A day, and with a "T" behind it a time: compared as text, "2026-12-24T18:00:00+01:00"."""
-    found = re.fullmatch(r"([0-9]{4}-[0-9]{2}-[0-9]{2})(?:(T)([0-9:]{5,8})|[ ].*)?", key)
+    found = re.fullmatch(r"([0-9]{4}-[0-9]{2}-[0-9]{2})(?:(T)([0-9:]{5,8})(?:Z|[+-][0-9:]{5})?|[ ].*)?", key)
     if not found or sign == "eq":
         raise Untranslatable(f'"{key}" is no moment to come before or after')
     day, later = found[1], sign in {"ge", "gt"}
-    if not found[2]:
+    if not found[2] or found[3].startswith("00:00"):
         return _told("date", f"{'>=' if later else '<'} {day}", said)
     same = all_of([_told("date", day, said), _time("ge" if later else "lt", found[3], said)])
     return any_of([_told("date", f"{'>' if later else '<'} {day}", said), same])

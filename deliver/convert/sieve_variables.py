@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
-from deliver.convert.formulas import FALSE, TRUE, Formula, Guard, all_of, any_of, excluded, negated
+from deliver.convert.formulas import TRUE, Formula, Guard, all_of, any_way, excluded, negated
 from deliver.convert.patterns import Untranslatable
 from deliver.convert.sieve_source import Command
 
@@ -47,16 +47,15 @@ class Variables:
                 raise Untranslatable(f"its variables have more than {MOST} values")
         return [(TRUE, worlds[0][1])] if len(worlds) == 1 else worlds
 
-    def assign(self, name: str, guard: Guard, values: Iterable[tuple[Formula, str | None]]) -> None:
+    def assign(self, name: str, guard: Guard, value: str | None) -> None:
         """What it holds from here on for messages that come by this guard; for others it stays what it was."""
         way = all_of(guard)
-        held = [(all_of([when, negated(way)]), value) for when, value in self._values.get(name, [(TRUE, "")])]
-        held += [(all_of([way, when]), value) for when, value in values]
-        joined: dict[str | None, Formula] = {}
-        for when, value in held:
-            if not excluded((when,)):
-                joined[value] = any_of([joined.get(value, FALSE), when])
-        alternatives = [(when, value) for value, when in joined.items()]
+        ways: dict[str | None, list[Formula]] = {}
+        for when, before in self._values.get(name, [(TRUE, "")]):
+            if not excluded((when, rest := negated(way))):
+                ways.setdefault(before, []).append(all_of([when, rest]))
+        ways.setdefault(value, []).append(way)
+        alternatives = [(any_way(whens), one) for one, whens in ways.items()]
         self._values[name] = alternatives if len(alternatives) <= MOST else [(TRUE, None)]
 
 
