@@ -19,7 +19,7 @@ PROGRAMS := clamd:clamav-daemon clamdscan:clamdscan spamd:spamd spamc:spamc /usr
 	deliverquota.courier:courier-base strace:strace maildrop:maildrop clamscan:clamav rspamd:rspamd \
 	c-icap:c-icap /usr/lib/$(shell uname -m)-linux-gnu/c_icap/virus_scan.so:libc-icap-mod-virus-scan \
 	7zz:7zip xorriso:xorriso gcab:gcab bsdtar:libarchive-tools uuencode:sharutils tnef:tnef sievec:dovecot-sieve procmail:procmail \
-	mkfs.ext4:e2fsprogs mkfs.xfs:xfsprogs
+	mkfs.ext4:e2fsprogs mkfs.xfs:xfsprogs groff:groff-base
 
 # $(call apt-install,PACKAGES): as root, on Debian, without starting any service that comes with them
 # (invoke-rc.d(8): policy-rc.d exiting 101 forbids it).

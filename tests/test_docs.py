@@ -2,7 +2,6 @@
 
 import contextlib
 import re
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 import pytest
+import servers
 
 from deliver import arguments, config
 from deliver.commands import cli
@@ -176,12 +176,8 @@ def test_every_option_of_a_delivery_is_in_the_manual_page() -> None:
 
 @pytest.mark.parametrize("manual", MANUALS, ids=lambda path: path.name)
 def test_manual_pages_are_well_formed(manual: Path) -> None:
-    groff = shutil.which("groff")
-    if not groff:
-        pytest.skip("groff is not installed")
-    done = subprocess.run(
-        [groff, "-mdoc", "-Tutf8", "-ww", "-z", str(manual)], capture_output=True, text=True, check=False
-    )
+    command = [servers.needs("groff"), "-mdoc", "-Tutf8", "-ww", "-z", str(manual)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
 
 
