@@ -139,6 +139,24 @@ def test_check_explains_the_layers(box: Mailbox) -> None:
     assert f'rule "domain"  (domain, {box.domain}:4)' in text
 
 
+def test_check_explains_settings_as_they_are_written(tmp_path: Path) -> None:
+    """Spans in their units, scanners where they stand; and JSON has no word for what never comes."""
+    (tmp_path / "Maildir").mkdir()
+    site = tmp_path / "site.toml"
+    site.write_text('[spam]\ndelete-above = inf\n[[scanner]]\nname = "one"\nkind = "icap"\n')
+    words = ("check", "--config", str(site), "--explain-layers", str(tmp_path / "Maildir"), "--json")
+
+    def no_such_number(word: str) -> None:
+        pytest.fail(f"{word} is not JSON (RFC 8259 section 6)")
+
+    said = json.loads(deliver(*words).stdout, parse_constant=no_such_number)
+    found = {(one["table"], one["key"]): one for one in said["settings"]}
+    assert found["spam", "delete-above"]["value"] == "inf"
+    assert found["quarantine", "keep"]["value"] == "30 d"
+    assert found["", "scanner"]["value"] == [{"name": "one", "kind": "icap"}]
+    assert (found["", "scanner"]["whose"], found["", "scanner"]["line"]) == ("site", 3)
+
+
 def test_check_says_which_layer_is_missing_or_not_used(box: Mailbox) -> None:
     box.domain.unlink()
     box.owner.chmod(0o666)

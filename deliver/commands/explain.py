@@ -1,6 +1,7 @@
 """What applies to one mailbox, and where each value comes from: `deliver check --explain-layers`."""
 
 import json
+import math
 import os
 import tomllib
 from typing import Any, NamedTuple
@@ -103,7 +104,7 @@ def _settings(last: layers.Layer | Config, site: Config, files: list[_File]) -> 
                 for inner in msgspec.structs.fields(type(value))
             ]
         elif field.name != "rules" and value is not None:
-            said.append(_setting(files, "", field.encode_name, value))
+            said.append(_setting(files, "", field.encode_name if field.name != "scanners" else "scanner", value))
     return said
 
 
@@ -114,7 +115,8 @@ def _setting(files: list[_File], table: str, key: str, value: object) -> dict[st
         there = one.document.get(table, {}) if table else one.document
         if isinstance(there, dict) and key in there:
             found = {"whose": one.whose, "file": one.path, "line": one.line(path)}
-            return {"table": table, "key": key, "value": there[key], **found}
+            own = there[key]
+            return {"table": table, "key": key, "value": "inf" if own == math.inf else own, **found}  # JSON has none
     if isinstance(value, Span):
         value = span_words(value)
     return {"table": table, "key": key, "value": value, "whose": "default"}
