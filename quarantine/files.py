@@ -289,14 +289,15 @@ def _child(parent: int, name: str) -> int:
 
 
 def _publish(name: str, tmp: int, final: str, directory: int) -> None:
-    """Give a file of tmp/ its final name; FileExistsError where there is one of that name."""
+    """Give a file of tmp/ its final name. Where that is taken it is by the same: names are digests, or random.
+
+    FileExistsError says so, if the file system has hard links.
+    """
     try:
         os.link(name, final, src_dir_fd=tmp, dst_dir_fd=directory, follow_symlinks=False)
     except OSError as error:
         if error.errno not in _NO_LINKS:
             raise
-        if os.access(final, os.F_OK, dir_fd=directory, follow_symlinks=False):
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)) from None
         os.rename(name, final, src_dir_fd=tmp, dst_dir_fd=directory)
 
 

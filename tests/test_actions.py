@@ -259,6 +259,7 @@ def test_everything_else_is_tried_again(scratch: Path, text: str) -> None:
     piped = Piped(scratch, text, rule='[[rule]]\ncopy = "A"\npipe = "ticket"\n')
     assert piped.deliver(main_job.message("x")).code == 75
     assert piped.home.where() == ""  # the copy as well
+    assert list((piped.home.maildir / ".A" / "tmp").iterdir()) == []
 
 
 def test_a_program_that_is_gone_is_tried_again(scratch: Path) -> None:

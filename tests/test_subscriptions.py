@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from deliver import subscriptions
+from deliver.mailbox import Mailbox
 from deliver.subscriptions import subscribe
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -260,6 +261,24 @@ def test_lists_half_made_are_both_made_in_the_end(path: Path, maildir: int) -> N
     assert subscribe(maildir, "Spam") == ""
     assert (path / COURIER).read_bytes() == b"INBOX.Spam\n"
     assert (path / DOVECOT).read_bytes() == V2 + b"Spam\n"
+
+
+def test_what_could_not_be_subscribed_to_is_at_the_next_message(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dovecot held its lock for too long when the folder was made."""
+    monkeypatch.setattr(subscriptions, "_LOCK_WAIT", 0.1)
+    (path / DOVECOT).write_bytes(V2)
+    lock = path / "subscriptions.lock"
+    for busy, expected in ((True, V2), (False, V2 + b"Spam\n")):
+        if busy:
+            lock.touch()
+        mailbox = Mailbox(str(path), None, 100, "")
+        mailbox.prepare("Spam", [b"x\n"]).commit()
+        assert bool(mailbox.settle()) is busy
+        mailbox.close()
+        lock.unlink(missing_ok=True)
+        assert (path / DOVECOT).read_bytes() == expected
 
 
 def test_a_lock_taken_away_is_not_renamed(path: Path, maildir: int, monkeypatch: pytest.MonkeyPatch) -> None:
