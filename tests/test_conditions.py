@@ -191,6 +191,7 @@ def test_slips_in_addresses(when: dict[str, Any], path: tuple[str, ...], words: 
         ({"from": "shop.example.org"}, 'write "*@shop.example.org"'),
         ({"from": ["a@x.test", "Joe Smith"]}, 'write header = { From = "*Joe Smith*" }'),
         ({"from": {"domain": "@x.test"}}, 'without the "@": "x.test"'),
+        ({"header": {"X-Spam-Score": "> 5"}}, "numbers in header fields are not compared"),
         ({"from": {"user": "joe@x.test"}}, 'matches no user: that stands before the "@"'),
     ],
 )
@@ -789,6 +790,7 @@ def test_without_a_date_that_can_be_read_nothing_matches() -> None:
         ({"date": {"age": "soon"}}, ("date", "age"), "span"),
         ({"date": {}}, ("date",), "expected date"),
         ({"time": "25:00"}, ("time",), "expected a time"),
+        ({"time": "24:00"}, ("time",), 'midnight is "00:00"'),
         ({"time": "10:00 to 10:00"}, ("time",), "ends where it begins"),
         ({"time": {"age": "> 1 d"}}, ("time",), "date has"),
         ({"time": 5}, ("time",), "expected a time"),

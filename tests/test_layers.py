@@ -46,7 +46,9 @@ class Mailbox:
         (root / "home" / "Maildir").mkdir(parents=True)
         self.maildir = root / "home" / "Maildir"
         self.owner = root / "home" / "mailfilter.toml"
-        self.domain.write_text('[spam]\nrequired-score = 4.0\ndelete-above = 20.0\n[[rule]]\nname = "domain"\nfile = "D"\n')
+        self.domain.write_text(
+            '[spam]\nrequired-score = 4.0\ndelete-above = 20.0\n[[rule]]\nname = "domain"\nfile = "D"\n'
+        )
         self.owner.write_text('[spam]\nrequired-score = 6.0\n[[rule]]\nname = "mine"\nfile = "M"\n')
 
     def applies(self, recipient: str = "bob@example.org") -> Personal:
@@ -160,7 +162,9 @@ def test_check_explains_settings_as_they_are_written(tmp_path: Path) -> None:
 def test_check_says_which_layer_is_missing_or_not_used(box: Mailbox) -> None:
     box.domain.unlink()
     box.owner.chmod(0o666)
-    done = deliver("check", "--config", str(box.site), "--explain-layers", str(box.maildir), "--recipient", "b@example.org")
+    done = deliver(
+        "check", "--config", str(box.site), "--explain-layers", str(box.maildir), "--recipient", "b@example.org"
+    )
     assert f"domain  {box.domain}: not there" in done.stdout
     assert f"owner   {box.owner}: not used: is writable by others" in done.stdout
     assert "mine" not in done.stdout
@@ -179,7 +183,7 @@ def test_check_runs_the_tests_beside_rules(tmp_path: Path) -> None:
     done = deliver("check", "--user", "--test", str(path))
     assert done.returncode == 1
     assert done.stdout.splitlines() == [
-        f'{path}:14: test "the wrong one": folder: expected \'A\', got \'INBOX\'',
+        f"{path}:14: test \"the wrong one\": folder: expected 'A', got 'INBOX'",
         f'{path}:14: test "the wrong one": exit: expected 75, got 0',
     ]
     assert done.stderr == f"{path}: 2 errors, 0 warnings, 4 tests run\n"
@@ -218,6 +222,10 @@ def test_a_test_reads_no_file_but_beside_the_rules(tmp_path: Path, name: str) ->
         {"spam": True, "all": [{"all": [{"spam": False}]}]},
         {"from": "a@x.org", "not": {"from": "*@x.org"}},
         {"from": ["a@x.org", "b@x.org"], "not": [{"from": "a@x.org"}, {"from": "B@x.org"}]},
+        {"is-list": True, "not": {"is-list": True}},
+        {"encrypted": True, "all": [{"encrypted": False}]},
+        {"size": "< 0"},
+        {"recipients": "> 5", "all": [{"recipients": "< 3"}]},
     ],
 )
 def test_rules_that_can_never_match_are_named(when: dict[str, object]) -> None:
@@ -241,11 +249,46 @@ def test_rules_that_can_never_match_are_named(when: dict[str, object]) -> None:
         {"score": ["< 1", "> 9"], "all": [{"score": "> 0"}]},
         {"from": "a@x.org", "not": {"from": "*@x.org", "subject": "*x*"}},
         {"from": ["a@x.org", "c@x.org"], "not": {"from": "a@x.org"}},
+        {"is-list": True, "not": {"is-list": False}},
+        {"is-bounce": True, "not": {"is-bounce": "permanent"}},
+        {"score": "< 0"},
+        {"recipients": 0},
         {"size": "nonsense", "all": [{"size": 5}, "no table"], "not": 5},
     ],
 )
 def test_nothing_is_said_where_a_rule_may_match(when: dict[str, object]) -> None:
     assert doubts([{"file": "A", "when": when}]) == []
+
+
+@pytest.mark.parametrize(
+    ("wide", "narrow", "covered"),
+    [
+        ({"from": "*@x.org"}, {"from": "A@X.org"}, True),
+        ({"from": ["a@x.org", "b@x.org"]}, {"from": "b@x.org", "subject": "*y*"}, True),
+        ({"subject": "*a*"}, {"subject": {"contains": "bad"}}, True),
+        ({"subject": {"contains": "a"}}, {"subject": ["*abc*", {"is": "a"}]}, True),
+        ({"subject": "a?c*"}, {"subject": "a?cd"}, True),
+        ({"header": {"X-A": "*b*"}}, {"header": {"X-A": "b", "X-B": "c"}}, True),
+        ({"size": "> 1 MB"}, {"size": [">= 5 MB", "2 MB"]}, True),
+        ({"is-list": True}, {"is-list": True, "subject": "*x*"}, True),
+        ({"subject": "*a*"}, {"subject": "*b*"}, False),
+        ({"subject": "a?c"}, {"subject": "a*c"}, False),
+        ({"subject": r"a\*c"}, {"subject": "a*c"}, False),
+        ({"subject": "*abc*"}, {"subject": "*a*"}, False),
+        ({"subject": "*a*"}, {"subject": {"regex": "a"}}, False),
+        ({"subject": {"regex": "a"}}, {"subject": "a"}, False),
+        ({"subject": ["*a*", "*b*"]}, {"subject": ["a", "c"]}, False),
+        ({"size": "> 1 MB"}, {"size": "> 500 KB"}, False),
+        ({"size": "nonsense"}, {"size": "> 5 MB"}, False),
+        ({"from": "*@x.org", "size": "> 1"}, {"from": "a@x.org"}, False),
+        ({"not": {"subject": "*a*"}}, {"not": {"subject": "abc"}}, False),
+    ],
+)
+def test_a_rule_that_another_covers_is_never_asked(
+    wide: dict[str, object], narrow: dict[str, object], covered: bool
+) -> None:
+    found = doubts([{"file": "A", "when": wide}, {"file": "B", "when": narrow}])
+    assert [one.path for one in found] == [("rule", 1)] * covered
 
 
 def test_rules_below_a_wider_one_are_named() -> None:
@@ -389,4 +432,7 @@ def test_a_replay_of_a_maildir_takes_the_rules_beside_it(tmp_path: Path) -> None
     config = tmp_path / "site.toml"
     config.write_text('user-rules = "mailfilter.toml"\n')
     done = deliver("replay", "--config", str(config), "--summary", str(tmp_path / "Maildir"))
-    assert done.stdout.splitlines() == ["1 message in B would be filed in A", "1 message in the inbox would be filed in A"]
+    assert done.stdout.splitlines() == [
+        "1 message in B would be filed in A",
+        "1 message in the inbox would be filed in A",
+    ]

@@ -15,7 +15,12 @@ from deliver.values import Problem
 _SINGLE = ("from", "reply-to", "subject", "list-id", "message-id", "sender", "recipient", "extension")
 """Conditions on something that a message has once. To and Cc name many."""
 
-_NUMBERS: dict[str, Callable[[str], float]] = {"size": parse_size, "score": float}
+_NUMBERS: dict[str, Callable[[str], float]] = {"size": parse_size, "score": float, "recipients": float}
+_COUNTED = ("size", "recipients")
+"""Numbers that are never below 0."""
+
+_TRUTHS = ("spam", "virus", "is-list", "is-bounce", "encrypted", "duplicate")
+_TEXTS = (*_SINGLE, "to", "cc", "body")
 _COMPARISON = re.compile(r"\s*(>=|<=|>|<|=)?\s*(.*?)\s*", re.DOTALL)
 _PLACING = ("file", "forward", "pipe", "discard", "bounce", "quarantine")
 
@@ -24,14 +29,19 @@ _INSTEAD = {"x-spam": 'write spam = true, with sees = "all" above [rule.when]', 
 """What asks for the verdict itself, by the beginning of our header line's name."""
 
 
-class _Alternative(NamedTuple):
-    """One of the values that a condition accepts. ``literal`` is the only one, None where there are many.
+_ANY, _ONE = "\ue000", "\ue001"  # in a shape: any characters, and any one character
 
-    ``accepts`` says whether a value passes; None where that cannot be told here.
+
+class _Alternative(NamedTuple):
+    """One of the values that a condition accepts. ``literal`` is the only one, None where there are many; ``shape`` is
+    all of them, in which _ANY and _ONE stand for what may be there.
+
+    ``accepts`` says whether a value passes, or every value of a shape. None where that cannot be told here.
     """
 
     literal: str | None
     accepts: Callable[[str], bool] | None
+    shape: str | None = None
 
 
 def doubts(tables: object, removed: Callable[[str], bool] = lambda _name: False) -> list[Problem]:
@@ -71,11 +81,28 @@ def _hidden(rules: list[tuple[int, dict[str, Any]]]) -> Iterator[Problem]:
                 and any(earlier.get(key, False) is not False for key in _PLACING)
                 and _sees(earlier) in ("all", _sees(rule))
                 and isinstance(rule.get("when"), dict)
-                and all(rule["when"].get(key) == value for key, value in wide.items())
+                and all(key in rule["when"] and _covers(key, value, rule["when"][key]) for key, value in wide.items())
             ):
                 text = f"rule {above + 1} places every message that this one could match; this one is never asked"
                 yield Problem(("rule", index), text, warning=True)
                 break
+
+
+def _covers(name: str, wide: object, narrow: object) -> bool:
+    """Whether a condition surely holds wherever the other one of its name does."""
+    if wide == narrow:
+        return True
+    if name == "header" and isinstance(wide, dict) and isinstance(narrow, dict):
+        return all(key in narrow and _covers("subject", value, narrow[key]) for key, value in wide.items())
+    if name in _NUMBERS:
+        spans = [_span(one, name) for one in (wide if isinstance(wide, list) else [wide])]
+        wanted = [_span(one, name) for one in (narrow if isinstance(narrow, list) else [narrow])]
+        return all(any(_both(one, other) == one for other in spans if other != _EVERYTHING) for one in wanted)
+    if name not in _TEXTS:
+        return False
+    accepting = [one.accepts for one in _alternatives(wide) if one.accepts]
+    shapes = [one.shape for one in _alternatives(narrow)]
+    return bool(shapes) and all(shape is not None and any(accepts(shape) for accepts in accepting) for shape in shapes)
 
 
 def _sees(rule: dict[str, Any]) -> object:
@@ -94,8 +121,8 @@ def _impossible(when: dict[str, Any], removed: Callable[[str], bool]) -> str:
             why = f"{field} is taken out of what arrives, since senders forge it; {instead}"
         elif name in _NUMBERS:
             why = _no_number(name, values)
-        elif name in ("spam", "virus"):
-            why = f"{name} cannot be true and false" if True in values and False in values else ""
+        elif name in _TRUTHS:
+            why = _no_truth(name, values, unwanted.get(name, []))
         else:
             why = _no_text(name, values, unwanted.get(name, []))
         if why:
@@ -117,8 +144,16 @@ def _collect(when: dict[str, Any], wanted: dict[str, list[object]], unwanted: di
         elif key == "header" and isinstance(value, dict):
             for field, test in value.items():
                 wanted.setdefault(f"header {field.lower()}", []).append(test)
-        elif key in _SINGLE or key in _NUMBERS or key in ("spam", "virus"):
+        elif key in _SINGLE or key in _NUMBERS or key in _TRUTHS:
             wanted.setdefault(key, []).append(value)
+
+
+def _no_truth(name: str, wanted: list[object], unwanted: list[object]) -> str:
+    """Why it cannot be both; only true and false themselves are looked at."""
+    said, refused = ({one for one in values if isinstance(one, bool)} for values in (wanted, unwanted))
+    if len(said) > 1:
+        return f"{name} cannot be true and false"
+    return f"`not` excludes the {name} that it wants" if said & refused else ""
 
 
 # --- text --------------------------------------------------------------------------------------------------------
@@ -165,11 +200,11 @@ def _alternatives(value: object) -> Iterator[_Alternative]:
 
 
 def _containing(part: str) -> _Alternative:
-    return _Alternative(None, lambda found: part in found.casefold())
+    return _Alternative(None, lambda found: part in found.casefold(), f"{_ANY}{part}{_ANY}")
 
 
 def _literal(text: str) -> _Alternative:
-    return _Alternative(text, lambda found: found.casefold() == text.casefold())
+    return _Alternative(text, lambda found: found.casefold() == text.casefold(), text)
 
 
 def _glob(glob: str) -> _Alternative:
@@ -177,9 +212,11 @@ def _glob(glob: str) -> _Alternative:
     parts = re.findall(r"\\.|[*?]|[^\\*?]+", glob, re.DOTALL)
     if not any(part in ("*", "?") for part in parts):
         return _literal("".join(part.removeprefix("\\") for part in parts))
-    pattern = "".join({"*": ".*", "?": "."}.get(part, re.escape(part.removeprefix("\\"))) for part in parts)
-    # Only ever asked about a literal of the same file; `check` may take its time.
-    return _Alternative(None, lambda found: re.fullmatch(f"(?si:{pattern})", found) is not None)
+    wild = {"*": ".*", "?": f"[^{_ANY}]"}
+    pattern = "".join(wild.get(part, re.escape(part.removeprefix("\\"))) for part in parts)
+    shape = "".join({"*": _ANY, "?": _ONE}.get(part, part.removeprefix("\\")) for part in parts)
+    # Only ever asked about a text of the same file; `check` may take its time.
+    return _Alternative(None, lambda found: re.fullmatch(f"(?si:{pattern})", found) is not None, shape)
 
 
 # --- numbers -----------------------------------------------------------------------------------------------------
@@ -191,7 +228,7 @@ _EVERYTHING: _Span = (-math.inf, True, math.inf, True)
 
 
 def _no_number(name: str, values: list[object]) -> str:
-    left = [_EVERYTHING]
+    left = [(0.0, True, math.inf, True) if name in _COUNTED else _EVERYTHING]
     for value in values:
         spans = [_span(one, name) for one in (value if isinstance(value, list) else [value])]
         left = [both for one in left for other in spans if (both := _both(one, other))]

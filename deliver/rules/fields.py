@@ -183,6 +183,8 @@ def extension(name: str, value: object, place: Place) -> Condition:
 def field(name: str, value: object, place: Place) -> Condition:
     """The value of the header field of that name."""
     lower = name.lower()
+    if isinstance(value, str) and re.fullmatch(r"\s*[<>]=?\s*[0-9.]+\s*", value):
+        place.warn(f'"{value}" is looked for as a text: numbers in header fields are not compared; `score` is')
     test = text_test(value, place._replace(together=place.budget.together(lower)))
     return leaf(name, test, lambda view: view.texts(lower), show_text)
 

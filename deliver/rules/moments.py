@@ -111,6 +111,8 @@ def _test(value: object, scale: _Scale) -> Test:
     if not found:
         raise ValueError(f'expected {scale.example}, not "{value}"')
     compare, wanted = _COMPARE[found[1] or "="], scale.read(found[2])
+    if scale.open_end and not found[1] and wanted == _time("24:00"):
+        raise ValueError('no moment is at "24:00", the end of the day; midnight is "00:00"')
     if found[1] and scale.read is _weekday:
         raise ValueError('weekdays are not compared; write a range such as "mon to fri"')
     return Test(quoted(value), lambda moment: compare(scale.of(moment), wanted))
