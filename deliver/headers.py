@@ -215,6 +215,7 @@ _QUOTED_STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
 _LITERAL = re.compile(r"\[[^\[\]\\]*\]")
 _DELIMITER = re.compile(r"\\.|[()]")
 _ESCAPED = re.compile(r"\\(.)")
+_USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
 _DOT_ATOM = re.compile(r"""[^\s"(),:;<>@\[\]\\.]+(?:\.[^\s"(),:;<>@\[\]\\.]+)*""")
 
 
@@ -286,4 +287,4 @@ def _specs(words: list[str]) -> list[str]:
 def _local(words: list[str]) -> list[str]:
     """The user of this host that a mailbox of a single word is."""
     word = "".join(words).strip()
-    return [word] if _DOT_ATOM.fullmatch(word) and "@" not in word and not word.startswith("=?") else []
+    return [word] if _USER.fullmatch(word) else []
