@@ -103,8 +103,6 @@ def _instead_of(name: str, value: str) -> str:
     return f'"*@{value}" for all addresses of that domain' if re.fullmatch(r"\w[\w-]*(\.[\w-]+)+", value) else ""
 
 
-
-
 class _Address(NamedTuple):
     user: Text
     detail: Text | None
