@@ -24,7 +24,7 @@ from deliver.envelope import envelope_of, maildir_of
 from deliver.errors import Deferred, DeliverError
 from deliver.gate import BUSY, Gate
 from deliver.letterbox import Desk, Incoming, Letterbox, add
-from deliver.message import CHUNK, IN_MEMORY, Framing, Message, Source, read_framing
+from deliver.message import CHUNK, Framing, Message, Source, read_framing
 from deliver.metrics import Metrics
 from deliver.pipeline import Site, deliver
 from deliver.request import Descriptor, Request, directory_of, gone, in_place, is_file, readable, receive, size_of
@@ -34,6 +34,9 @@ from deliver.values import Envelope, Outcome, Reply
 
 LOOKUPS = 16
 """User lookups at the same time. They have threads of their own: a database that hangs must not keep disks waiting."""
+
+_AT_ONCE = 32 * 1024
+"""Bytes of a message that is looked at without a thread: a header of this size can take 10 ms, others wait so long."""
 
 _GET_CAP = 8192  # bytes of a request for /metrics
 _TOO_LATE = Deferred("the overall deadline was reached", "4.4.7 Delivery took too long")
@@ -330,9 +333,10 @@ class Service:
             message = Message(source, framing, return_path, wiring.forgeries(running.config))
             if message.size <= max(kept, default=0):
                 message.digest()
+            message.loops(())  # finds the fields of the header, which all recipients will ask for
             return message
 
-        if source.size <= IN_MEMORY:
+        if source.size <= _AT_ONCE:
             return make()
         return await self._blocking(make)  # type: ignore[no-any-return]
 
