@@ -102,7 +102,8 @@ def _size(verdict: Verdict) -> int:
 class Version:
     """What tells one run of a scanner from the next: the version it says, and the file of its UNIX socket.
 
-    The version is asked anew every ``interval`` seconds by ``watch``; the file is looked at each time.
+    The version is asked anew every ``interval`` seconds by ``watch``; the file is looked at each time. Learning the
+    first one changes nothing; a scanner that was gone meanwhile is another one, whatever it says.
     """
 
     def __init__(
@@ -112,18 +113,22 @@ class Version:
         self._ask = ask
         self._interval = interval
         self._version = ""
+        self._changes = 0
 
     def __call__(self) -> object:
         """What is known of the scanner now."""
-        return (self._version, tuple(map(_file, self._paths)))
+        return (self._changes, tuple(map(_file, self._paths)))
 
     async def watch(self) -> None:
         """Ask for the version for ever; a scanner that does not answer has an unknown one."""
         while self._ask is not None:
             try:
-                self._version = await self._ask()
+                version = await self._ask()
             except Exception:  # its verdicts are failures now, and those are not kept
-                self._version = "unknown"
+                version = "unknown"
+            if version != self._version:
+                self._changes += bool(self._version)
+                self._version = version
             await asyncio.sleep(self._interval)
 
 

@@ -206,25 +206,27 @@ def test_a_new_socket_file_is_a_new_scanner(scratch: Path) -> None:
 
 
 def test_the_version_is_asked_again_and_again(scratch: Path) -> None:
-    """What clamd says changes when it has read new signatures; and when it says nothing nobody knows."""
-    answers = [b"ClamAV 1.4.3/27000/Sun\n", b"ClamAV 1.4.3/27001/Mon\n", b""]
+    """What clamd says changes when it has read new signatures; what was gone for a while was perhaps restarted."""
+    answers = [b"ClamAV 1.4.3/27000/Sun\n", b"ClamAV 1.4.3/27001/Mon\n", b"", b"ClamAV 1.4.3/27001/Mon\n"]
 
     def answer(peer: servers.Peer) -> None:
         peer.read(100)
-        peer.connection.sendall(answers[min(len(scripted.peers), 3) - 1])
+        peer.connection.sendall(answers[min(len(scripted.peers), len(answers)) - 1])
 
     with servers.Scripted(scratch, answer) as scripted:
         version = Version((), Clamd([scripted.address], 1, 5).version, interval=0.01)
-        seen: list[object] = []
+        seen = [(version(), 0)]
 
         async def watch() -> None:
             watching = asyncio.create_task(version.watch())
             async with asyncio.timeout(20):
-                while len(seen) < 4:
-                    if version() not in seen:
-                        seen.append(version())
+                while len(scripted.peers) < len(answers) + 3:
+                    if version() != seen[-1][0]:
+                        seen.append((version(), len(scripted.peers)))
                     await asyncio.sleep(0)
             watching.cancel()
 
         asyncio.run(watch())
-    assert [one[0] for one in seen] == ["", "ClamAV 1.4.3/27000/Sun", "ClamAV 1.4.3/27001/Mon", "unknown"]  # type: ignore[index]
+    assert len({identity for identity, _ in seen}) == len(answers)
+    # Not with the first answer, nor with those that are the same as before.
+    assert [asked >= number for number, (_, asked) in enumerate(seen[1:], 2)] == [True] * 3
