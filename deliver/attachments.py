@@ -99,7 +99,7 @@ def read(chunks: Iterable[bytes]) -> Attached:
     if asked:
         from deliver import macros
 
-        answers, failed = macros.ask(list(asked.values()))
+        answers, failed = macros.ask(list(asked.values()), bounds)
         untold = failed or untold
         for index, has in zip(asked, answers, strict=True):
             files[index] = files[index]._replace(macros=has)

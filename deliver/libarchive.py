@@ -83,8 +83,9 @@ def entries(data: bytes, kind: str, name: str, bounds: Bounds) -> Iterator[Entry
         bounds.exceed(f"an archive cannot be read: {cut or 'its reader failed'}")
     elif not names:
         bounds.exceed("an archive cannot be read: nothing was found in it")
+    view = memoryview(output)
     for index, (path, encrypted) in enumerate(names):
-        content = b"".join(output[start:end] for start, end in pieces.get(index, ()))
+        content = b"".join([view[start:end] for start, end in pieces.get(index, ())])  # copied once
         if len(content) > HEAD:
             bounds.take(len(content))
         yield Entry(path or ("" if encrypted else unpacked_name(name) or "data"), encrypted, content)

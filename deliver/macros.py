@@ -15,6 +15,7 @@ from deliver.filetypes import OLE, PDF, detect, is_document
 
 _MEMORY = 512 * 1024 * 1024  # bytes of addresses for oletools: most of them are libraries'
 _SECONDS = 3.0
+_LEAST = 1.5  # seconds, when looking at the archives took all the time there is; half of it goes for importing oletools
 
 _CONTENT_TYPES = re.compile(rb"(?i)vbaProject|macroEnabled|macrosheet")
 _TEXTS = re.compile(
@@ -141,12 +142,13 @@ def _package(content: bytes, bounds: Bounds, depth: int) -> Look:
     return Look(macros, "office" if encrypted else "")
 
 
-def ask(documents: Sequence[bytes]) -> tuple[list[bool], str]:
+def ask(documents: Sequence[bytes], bounds: Bounds) -> tuple[list[bool], str]:
     """What oletools says of each, whether it has macros, in a limited child; and why it did not say all."""
     from deliver import limited
 
+    seconds = max(min(bounds.left(), _SECONDS), _LEAST)
     sizes = [str(len(one)) for one in documents]
-    answer, cut = limited.run("macros", sizes, b"".join(documents), _SECONDS, len(documents), packages=True)
+    answer, cut = limited.run("macros", sizes, b"".join(documents), seconds, len(documents), packages=True)
     failed = len(answer) < len(documents) or b"?" in answer
     has = [answer[index : index + 1] == b"1" for index in range(len(documents))]
     return has, f"oletools cannot tell whether a document has macros: {cut or 'it failed'}" if failed else ""

@@ -17,7 +17,7 @@ from deliver import attachments
 
 HERE = str(Path(__file__).resolve().parent.parent)
 SECONDS = 5.0
-MEMORY = 200 * 1024  # KiB
+MEMORY = 160 * 1024  # KiB, beside some 40 MiB that the process has before
 
 # What the delivery's own process and the child's take beside what they took before.
 SCRIPT = """
@@ -74,6 +74,10 @@ BOMBS: dict[str, tuple[Callable[[Path], bytes], str]] = {
     "quine.gz": (lambda _: packed.quine(), "too deep"),
     "overlap.zip": (lambda _: packed.overlapping(30_000, 20 << 20), "200 times"),
     "many.zip": (lambda _: zipped(*((f"{number}.txt", b"x") for number in range(100_000))), "too many files"),
+    "many.docx": (
+        lambda _: zipped(("[Content_Types].xml", b"x"), *((f"word/{number}.xml", b"x") for number in range(100_000))),
+        "too many files",
+    ),
     "zeros.7z": (lambda folder: seven_zip(folder, ("zeros", 256 << 20)), "200 times"),
     "many.7z": (lambda folder: seven_zip(folder, *((f"{number}", 0) for number in range(12_000))), "too many files"),
     "headers.zip": (lambda _: b"PK\x03\x04" * 2_000_000, "too many files"),
@@ -95,7 +99,8 @@ def test_bombs(name: str, tmp_path: Path) -> None:
     (tmp_path / "work").mkdir()
     path = tmp_path / "bomb"
     path.write_bytes(make(tmp_path / "work"))
-    for how in ("read",) if name == "overlap.zip" else ("read", "contents"):  # that one takes all the time there is
+    # The first takes all the time there is; in a document clamd looks itself.
+    for how in ("read",) if name in {"overlap.zip", "many.docx"} else ("read", "contents"):
         seconds, memory, child, number, said = measured(path, name, how)
         assert number
         assert seconds < SECONDS, how

@@ -139,6 +139,7 @@ def test_oletools_knows_more(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_oletools_cannot_tell_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("oletools")
     monkeypatch.setattr(macros, "_SECONDS", 0.0)
+    monkeypatch.setattr(macros, "_LEAST", 0.0)
     read = attachments.read([attached("a.doc", PLAIN)])
     assert "oletools cannot tell" in read.untold
     assert read.unread == ""
