@@ -16,7 +16,6 @@ from deliver.filetypes import extension
 MOST = 5
 """Reasons that are told of one message."""
 
-_MESSAGE_CAP = 32 * 1024 * 1024  # bytes of a message that is itself encoded
 _BOUNDARIES = 20  # so many, and so many more, that are looked for in texts
 _LONGEST_MARGIN = 100  # bytes before a boundary in its line
 _LONGEST_TAIL = 2000  # bytes of base64 that wait for what follows
@@ -51,14 +50,10 @@ def find(chunks: Iterable[bytes]) -> tuple[str, ...]:
     The reasons are words of ours, fit for a header line. Never raises.
     """
     doubts = _Doubts()
-    for part in mime.parts(chunks, _keep, doubts):
+    for part in mime.parts(chunks, lambda _part: 0, doubts):
         del part
     doubts.ended()
     return tuple(doubts.found)[:MOST]
-
-
-def _keep(part: mime.Part) -> int:
-    return _MESSAGE_CAP if part.type.startswith("message/") else 0
 
 
 class _Doubts(mime.Watch):
@@ -67,7 +62,7 @@ class _Doubts(mime.Watch):
     def __init__(self) -> None:
         self.found: dict[str, None] = {}
         self._top = True
-        self._tail = b"\n"
+        self._tails: dict[int, bytes] = {}  # of base64 in each other, by how deep it lies
         self._boundaries: list[bytes] = []
         self._nearly: re.Pattern[bytes] | None = None
         self._margin = b""
@@ -75,7 +70,7 @@ class _Doubts(mime.Watch):
 
     def header(self, part: mime.Part, block: bytes) -> None:
         """See mime.Watch."""
-        self.ended()
+        self.ended(len(part.inside))
         cap = mime.TOP_HEADER_CAP if self._top else mime.HEADER_CAP
         reasons = _in_header(part, block, cap, top=self._top)
         self.found.update(dict.fromkeys(reasons))
@@ -117,16 +112,17 @@ class _Doubts(mime.Watch):
         self.aside(piece)
         if part.encoding != "base64":
             return
-        seen = self._tail + piece
+        seen = self._tails.get(len(part.inside), b"\n") + piece
         if b"=" in seen and _BEHIND_PADDING.search(seen):
             self.found["base64 behind its end"] = None
-        self._tail = seen[-_LONGEST_TAIL:]
+        self._tails[len(part.inside)] = seen[-_LONGEST_TAIL:]
 
-    def ended(self) -> None:
-        """A part is over, and with it the line that its base64 ends with."""
-        if b"=" in self._tail and _BEHIND_PADDING.search(self._tail + b"\n"):
-            self.found["base64 behind its end"] = None
-        self._tail = b"\n"
+    def ended(self, depth: int = 0) -> None:
+        """The parts that lie so deep are over, and with them the lines that their base64 ends with."""
+        for one in [one for one in self._tails if one >= depth]:
+            tail = self._tails.pop(one)
+            if b"=" in tail and _BEHIND_PADDING.search(tail + b"\n"):
+                self.found["base64 behind its end"] = None
 
 
 def _begins_a_line(pattern: "re.Pattern[bytes]", piece: bytes, margin: bytes) -> bool:

@@ -136,7 +136,7 @@ def _walk(chunks: Iterable[bytes], bounds: Bounds, around: tuple[str, ...] = ())
         if not part.complete:
             if is_text and part.type == "text/plain" and not bounds.whole:
                 bounds.exceed("a text is too large to look for files in it")
-            elif bounds.whole or _is_whole(part) or (not is_text and worth_all(part.content[:HEAD], names)):
+            elif bounds.whole or is_uuencoded or (not is_text and worth_all(part.content[:HEAD], names)):
                 bounds.exceed("an archive or a document is too large")
         if not is_text:
             decoded = False
@@ -248,13 +248,8 @@ def _is_text(part: mime.Part) -> bool:
     return part.type in {"text/plain", "text/html"} and part.disposition != "attachment" and not any(part.names)
 
 
-def _is_whole(part: mime.Part) -> bool:
-    """Whether its first bytes never tell what is in it: a message that is encoded, uuencode with a name of its own."""
-    return mime.holds_message(part.type) or part.encoding in mime.UUENCODED
-
-
 def _keep(part: mime.Part) -> int:
-    if (_is_text(part) and part.type == "text/plain") or _is_whole(part):
+    if (_is_text(part) and part.type == "text/plain") or part.encoding in mime.UUENCODED:
         return ARCHIVE_CAP
     first = _TEXT_CAP if part.type.startswith("text/") else HEAD
     if not part.content:

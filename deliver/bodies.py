@@ -31,7 +31,7 @@ def read(chunks: Iterable[bytes]) -> Body:
     left = TEXT_CAP
 
     def keep(part: mime.Part) -> int:
-        return left if _is_text(part) or mime.holds_message(part.type) else 0
+        return left if _is_text(part) else 0
 
     texts: list[str] = []
     unread = ""

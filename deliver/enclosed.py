@@ -25,6 +25,7 @@ _BASE64_LETTERS = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz01234567
 _TO_BASE64 = bytes.maketrans(_BINHEX_LETTERS, _BASE64_LETTERS)
 _NOT_BINHEX = bytes(set(range(256)) - set(_BINHEX_LETTERS))
 _REPEAT = b"\x90"
+_BINHEX_CAP = 32 * 1024 * 1024  # bytes
 
 
 def files(text: bytes, bounds: Bounds) -> Iterator[tuple[str, bytes]]:
@@ -110,7 +111,8 @@ def _binhex(text: bytes, at: int, bounds: Bounds) -> tuple[str, bytes, int]:
     packed = binascii.a2b_base64(letters + b"=" * (-len(letters) % 4))
     data = bytearray()
     start = 0
-    while start < len(packed) and len(data) < bounds.bytes and not bounds.late():
+    most = min(bounds.bytes, _BINHEX_CAP)
+    while start < len(packed) and len(data) < most and not bounds.late():
         mark = packed.find(_REPEAT, start)
         mark = len(packed) if mark < 0 else mark
         data += packed[start:mark]
@@ -119,6 +121,8 @@ def _binhex(text: bytes, at: int, bounds: Bounds) -> tuple[str, bytes, int]:
         data += data[-1:] * (times - 1) if times else _REPEAT
         start = mark + 2
     bounds.take(len(data))
+    if start < len(packed):
+        bounds.exceed("archives hold too much")
     length = data[0] if data else 0
     # Behind the name: a NUL, type, creator and flags (10 bytes), two sizes of 4 and a sum of 2.
-    return data[1 : 1 + length].decode("mac_roman"), bytes(data[length + 22 :]), found.end()
+    return data[1 : 1 + length].decode("mac_roman"), bytes(memoryview(data)[length + 22 :]), found.end()

@@ -15,6 +15,9 @@ from deliver import headers
 DEEPEST = 20
 """Multiparts and messages in each other; the deepest of 35,000 real ones has 9."""
 
+MOST_DECODED = 5
+"""Messages in each other that are encoded as a whole, which RFC 2046 section 5.2.1 forbids: each is decoded anew."""
+
 MOST_PARTS = 10_000
 """Parts of one message; the largest of the test messages has 3,043."""
 
@@ -113,7 +116,7 @@ def holds_message(kind: str) -> bool:
 
 def parts(chunks: Iterable[bytes], keep: Keep, watch: Watch | None = None) -> Iterator[Part]:
     """The parts of the message in ``chunks``, in order."""
-    return _parts(chunks, keep, (), watch or Watch())
+    return _parts(chunks, keep, (), watch or Watch(), 0)
 
 
 def pieces(content: bytes) -> Iterator[bytes]:
@@ -121,7 +124,8 @@ def pieces(content: bytes) -> Iterator[bytes]:
     return (content[at : at + _PIECE] for at in range(0, len(content), _PIECE))
 
 
-def _parts(chunks: Iterable[bytes], keep: Keep, around: tuple[str, ...], watch: Watch) -> Iterator[Part]:
+def _parts(chunks: Iterable[bytes], keep: Keep, around: tuple[str, ...], watch: Watch, decoded: int) -> Iterator[Part]:
+    """``around`` are the types around it, ``decoded`` of them messages that were encoded as a whole."""
     reader = _Reader(chunks)
     levels = _Levels(around)
     enclosed = bool(around)
@@ -137,20 +141,22 @@ def _parts(chunks: Iterable[bytes], keep: Keep, around: tuple[str, ...], watch: 
             watch.cut()
         boundary = part.parameters.get("boundary", "").encode("utf-8", "replace")
         is_message = holds_message(part.type)
-        plain = part.encoding not in {"base64", "quoted-printable"}
-        if reader.ended or not ((part.type.startswith("multipart/") and boundary) or (is_message and plain)):
+        if is_message and part.encoding in _DECODERS and not reader.ended:
+            yield part
+            body = _told(part, reader.until(levels.pattern), watch)
+            if decoded >= MOST_DECODED or len(levels.types) >= DEEPEST:
+                yield UNREAD
+            else:
+                inner = _decoded(part.encoding, body)
+                yield from _parts(inner, keep, (*part.inside, part.type), watch, decoded + 1)
+            for _ in body:  # what nobody wanted to read
+                pass
+        elif reader.ended or not ((part.type.startswith("multipart/") and boundary) or is_message):
             content = _Content(part, keep)
             if not reader.ended:
-                for piece in reader.until(levels.pattern):
-                    watch.body(part, piece)
+                for piece in _told(part, reader.until(levels.pattern), watch):
                     content.add(piece)
-            part = content.part()
-            yield part
-            if is_message and not plain and part.content:
-                if len(part.inside) >= DEEPEST:
-                    yield UNREAD
-                else:
-                    yield from _parts(pieces(part.content), keep, (*part.inside, part.type), watch)
+            yield content.part()
         elif len(levels.types) >= DEEPEST or len(boundary) > _LONGEST_BOUNDARY or levels.made >= MOST_MULTIPARTS:
             yield UNREAD
             return
@@ -168,6 +174,23 @@ def _parts(chunks: Iterable[bytes], keep: Keep, around: tuple[str, ...], watch: 
         if reader.found is None:
             return
     yield UNREAD
+
+
+def _told(part: Part, pieces: Iterator[bytes], watch: Watch) -> Iterator[bytes]:
+    for piece in pieces:
+        watch.body(part, piece)
+        yield piece
+
+
+def _decoded(encoding: str, pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """The bytes of a message that is encoded as a whole, as they come; none empty."""
+    decode, tail = _DECODERS[encoding], b""
+    for piece in pieces:
+        made, tail = decode(tail + piece, False)
+        if made:
+            yield made
+    if made := decode(tail, True)[0]:
+        yield made
 
 
 class _Levels:
@@ -290,7 +313,7 @@ class _Content:
         self._limit = keep(part)
         self._content = bytearray()
         self._tail = b""  # what cannot be decoded without what follows
-        self._decode = {"base64": _base64, "quoted-printable": _quoted}.get(part.encoding, _plain)
+        self._decode = _DECODERS.get(part.encoding, _plain)
         self._dropped = False
 
     def add(self, piece: bytes) -> None:
@@ -326,6 +349,8 @@ def _plain(raw: bytes, _last: bool) -> tuple[bytes, bytes]:
 
 
 def _base64(raw: bytes, last: bool) -> tuple[bytes, bytes]:
+    if len(raw) > _PIECE and raw.count(b"=") > len(raw) // 16:
+        raw = raw.replace(b"=", b"")  # so many are no padding, and each would take time of its own
     # Padding means something only where it makes four of two or three letters; programs pass over any other.
     *pieces, tail = raw.translate(None, _NOT_BASE64).split(b"=")
     decoded: list[bytes] = []
@@ -356,6 +381,9 @@ def _quoted(raw: bytes, last: bool) -> tuple[bytes, bytes]:
         end = cut if cut > 0 else len(raw)
     # RFC 2045 section 6.7, rule 3: blanks at a line's end were added on the way.
     return binascii.a2b_qp(_SOFT_BREAK.sub(b"=", raw[:end])), raw[end:]
+
+
+_DECODERS: dict[str, Callable[[bytes, bool], tuple[bytes, bytes]]] = {"base64": _base64, "quoted-printable": _quoted}
 
 
 def _fields(block: bytes) -> dict[bytes, bytes]:

@@ -213,6 +213,7 @@ def nested(depth: int) -> bytes:
         b"Content-Type: multipart/mixed; boundary=b\n\n--b\nContent-Type: a/b" + b'; a="' * 200_000,
         b"Content-Transfer-Encoding: base64\n\n" + b" " * 4_000_000 + b"SGVsbG8=",
         b"Content-Transfer-Encoding: base64\n\n" + b"A=" * 1_000_000,
+        b"Content-Transfer-Encoding: base64\n\n" + b"AAAA\nAA=\n" * 3_000_000,
         b"Content-Transfer-Encoding: quoted-printable\n\n" + b"=" * 4_000_000,
         b"Content-Transfer-Encoding: quoted-printable\n\n" + b"x" * 4_000_000,
         nested(1000),
@@ -220,7 +221,7 @@ def nested(depth: int) -> bytes:
         b"Content-Type: message/rfc822\n\n" * 10_000,
         (b"--x\nContent-Type: multipart/mixed; boundary=x\n\n" * 100_000).partition(b"\n")[2],
     ],
-    ids=range(14),
+    ids=range(15),
 )
 def test_hostile_messages_take_linear_time_and_little_memory(raw: bytes) -> None:
     start = time.process_time()
@@ -233,6 +234,24 @@ def test_what_lies_too_deep_is_said_to_be_unread() -> None:
     assert all_parts(nested(1000))[-1] == UNREAD
     assert all_parts(b"Content-Type: message/rfc822\n\n" * 100 + b"x")[-1] == UNREAD
     assert UNREAD not in all_parts(nested(mime.DEEPEST - 2))
+
+
+def test_messages_that_are_encoded_in_each_other() -> None:
+    def letter(depth: int, text: bytes) -> bytes:
+        raw = b"Subject: x\n\n" + text
+        for _ in range(depth):
+            raw = b"Content-Type: message/rfc822\nContent-Transfer-Encoding: quoted-printable\n\n" + raw
+        return raw
+
+    assert [one.content for one in all_parts(letter(mime.MOST_DECODED, b"hello\n"))][-1] == b"hello\n"
+    assert all_parts(letter(mime.MOST_DECODED + 1, b"hello\n"))[-1] == UNREAD
+    raw = letter(mime.MOST_DECODED, b"hello there\n" * 1_000_000)
+    tracemalloc.start()
+    try:
+        list(parts((raw[at : at + 65536] for at in range(0, len(raw), 65536)), lambda _part: 0))
+        assert tracemalloc.get_traced_memory()[1] < 4_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_large_message_is_not_held_in_memory() -> None:
