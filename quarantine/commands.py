@@ -60,7 +60,8 @@ class _Commands(click.Group):
         except OSError as error:
             if error.errno == errno.EPIPE:  # `head` has read enough
                 raise
-            raise click.ClickException(f"{error.filename or 'the quarantine'}: {error.strerror or error}") from error
+            words = f"{error.filename or 'the quarantine'}: {error.strerror or error}"
+            raise click.ClickException(safe(words)) from error
 
 
 class Desk(NamedTuple):
