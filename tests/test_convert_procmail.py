@@ -188,6 +188,47 @@ mh/.
   .people/
 }
 """,
+    "a folder for each way": """
+:0
+* ^Subject:.*invoice
+{ FOLDER=.bills/ }
+:0 E
+* ^From:.*boss
+{
+  FOLDER=.boss/
+  :0
+  * ^Subject:.*urgent
+  { FOLDER=.urgent/ }
+}
+:0 E
+{ FOLDER=.other/ }
+:0
+$FOLDER
+""",
+    "a switch": """
+SPAM=no
+:0
+* ^Subject:.*(win|click)
+{ SPAM=yes }
+:0
+* ^From:.*root
+{ SPAM=maybe }
+:0
+* ^List-Id:
+{ SPAM=""
+}
+:0
+* SPAM ?? ^yes
+.Junk/
+:0 A
+.never/
+:0 E
+* ! SPAM ?? ^^(no)?^^
+.maybe/
+:0
+* SPAM ?? ^^^^
+.none/
+""",
     "SpamAssassin's lines": ":0\n* ^X-Spam-Status: Yes\n.Junk/\n:0\n* ^X-Spam-Level: \\*\\*\\*\\*\n.maybe/\n:0 H\n* ! ^X-Spam-Flag: YES\n.clean/\n",
     "through SpamAssassin, and a line of one's own": """
 :0 fw
@@ -368,7 +409,8 @@ REPORTED = {
     ),
     "a filter": (":0 fw\n| sed s/a/b/\n", 1, "add-header, remove-header and tag-subject alone"),
     "a condition by a program": (":0\n* ? test -f x\n.x/\n", 1, "rules ask no program"),
-    "a variable looked at": ("X=y\n:0\n* X ?? y\n.x/\n", 2, "the variable X is not looked at"),
+    "a variable looked at": ("X=$1\n:0\n* X ?? y\n.x/\n", 2, "the variable X is not looked at"),
+    "a variable of a copy": (":0 c\n{ X=.y/\n:0\n.x/\n}\n:0\n$X\n", 6, "depends on the message"),
     "a match that is nothing of ours": (":0\n* ^Sender: owner-\\/[^@]+\n.$MATCH/\n", 1, "depends on the message"),
     "a list's name that is cut": (":0\n* ^List-Id:.*<\\/[a-z]+\n.$MATCH/\n", 1, "depends on the message"),
     "an address by a match": (":0\n* ^Subject: \\/.*\n! $MATCH\n", 1, "the address depends on the message"),

@@ -40,6 +40,7 @@ from deliver.convert.procmail_source import (
     read,
     words,
 )
+from deliver.convert.sieve_variables import Variables
 from deliver.values import INBOX
 
 PREFACE = (
@@ -58,6 +59,8 @@ _ONLY_PRINTS = re.compile(r"`\s*(?:\S*/)?(?:formail|date|echo|hostname|whoami|id
 _ANSWERS = re.compile(r"\bformail\s(?:.*\s)?-[a-zA-Z]*r|(?:^|/)vacation(?:\s|$)")
 
 _UNKNOWN_FOLDER = "the folder's name depends on the message, or on a program"
+
+_NAMES = re.compile(r"\$\{?([A-Za-z_][A-Za-z0-9_]*)|([A-Za-z_][A-Za-z0-9_]*)(?=\s*\?\?)")
 
 _MOST_WEIGHED = 8
 """Conditions with weights in one recipe that are reckoned out: each doubles the cases."""
@@ -114,6 +117,7 @@ class _Script:
         # Known without a delivery: where the home is does not matter.
         self._values: dict[str, str | None] = {"HOME": procmail_places.HOME, "MAILDIR": procmail_places.HOME}
         self._values |= dict.fromkeys(("DEFAULT", "ORGMAIL"), procmail_places.ORIGINAL)
+        self._branches = Variables()
         self._stopped: list[Formula] = []
         self._clones: list[list[Formula]] = []  # of blocks with "c": where the second procmail has ended
         self._edited: list[tuple[Guard, set[str], int]] = []  # header fields that a recipe has changed, and its line
@@ -219,11 +223,13 @@ class _Script:
             return
         if one.value is None:
             self._values[one.name] = ""
+            self._branches.assign(one.name, guard, [(TRUE, None if self._clones else "")])
             return
         if one.name == "DEFAULT" and (guard or self.statements or value is None):
             self._report(one.line, one.source, "where mail goes that no recipe takes is settled at the beginning")
             return
         self._values[one.name] = value
+        self._branches.assign(one.name, guard, [(TRUE, None if self._clones else value)])
         if one.name == "DEFAULT":
             self._default = value or procmail_places.ORIGINAL
         elif one.name in procmail_variables.OWN:
@@ -238,7 +244,33 @@ class _Script:
     def _recipe(
         self, one: Recipe, guard: Guard, last: Formula | None, previous: Formula | None, *, follows: bool
     ) -> Formula | None:
-        """Take one recipe; returns when it is carried out, None where nobody knows."""
+        """Take one recipe; returns when it is carried out, None where nobody knows.
+
+        What depends on a variable that blocks above have set is taken once for each of its values.
+        """
+        asked = "" if one.block is not None else " ".join([one.action, *(each.text for each in one.conditions)])
+        found_names = (used or looked for used, looked in _NAMES.findall(asked))
+        names = {name for name in found_names if self._values.get(name, "") is None}
+        try:
+            worlds = self._branches.worlds(names, guard)
+        except Untranslatable:
+            worlds = []
+        if len(worlds) < 2 or any(value is None for _, held in worlds for value in held.values()):
+            return self._taken(one, guard, last, previous, follows=follows)
+        found: list[Formula | None] = []
+        comments = self.left
+        for when, held in worlds:
+            self._values |= held
+            holds = self._taken(one, (*guard, when), last, previous, follows=follows)
+            found.append(None if holds is None else all_of([when, holds]))
+        self.left = [text for text in self.left if text not in comments]
+        self._values |= dict.fromkeys(names)
+        known = [holds for holds in found if holds is not None]
+        return any_of(known) if len(known) == len(found) else None
+
+    def _taken(
+        self, one: Recipe, guard: Guard, last: Formula | None, previous: Formula | None, *, follows: bool
+    ) -> Formula | None:
         flags = set(one.flags)
         self._warnings = []
         self._match: str | None = ""
@@ -328,6 +360,7 @@ class _Script:
         for one in items:
             if isinstance(one, Assignment):
                 self._values[one.name] = None
+                self._branches.assign(one.name, (), [(TRUE, None)])
             elif isinstance(one, Recipe):
                 self._forget(one.block or ())
 
@@ -377,7 +410,10 @@ class _Script:
             raise Untranslatable("a size is a number of bytes")
         if found := re.match(r"([A-Za-z_][A-Za-z0-9_]*)\s*\?\?\s*", text):
             if found[1] not in {"H", "B", "HB", "BH"}:
-                self._match = procmail_match.narrowed(self._values.get(found[1]) or "", text[found.end() :])
+                value = self._values.get(found[1])
+                if value is not None and not procmail_variables.of_message(value):
+                    return TRUE if procmail_patterns.is_in(value, text[found.end() :], cased="D" in flags) else FALSE
+                self._match = procmail_match.narrowed(value or "", text[found.end() :])
                 if self._match is None:
                     raise Untranslatable(f"the variable {found[1]} is not looked at")
                 return TRUE

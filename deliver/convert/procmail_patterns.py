@@ -71,6 +71,18 @@ def in_body(pattern: str, *, cased: bool) -> Formula:
     return Leaf("body", {"regex": f"{'(?-i)' if cased else ''}(?m){_ways(rows)}"})
 
 
+def is_in(value: str, pattern: str, *, cased: bool) -> bool:
+    """Whether an expression is in a text that is known. Raises Untranslatable."""
+    import re2
+
+    if "\\/" in pattern:
+        raise Untranslatable(r"\/ takes a part of a variable")
+    whole = pattern.endswith("^^") and len(pattern) > 2
+    source = _ways(parse(pattern[:-2] if whole else pattern))
+    end = r"\z" if whole else ""
+    return re2.search(f"{'' if cased else '(?i)'}(?m)(?:{source}){end}", value) is not None
+
+
 def _from_program(macro: str) -> Formula:
     daemon = macro == "^FROM_DAEMON"
     words = _DAEMONS if daemon else _MAILERS
