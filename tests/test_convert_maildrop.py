@@ -141,6 +141,7 @@ def checked(case: Case) -> str:
     said = text(conversion, "filter")
     assert said == text(convert(case.text), "filter")
     assert tomllib.loads(said).get("rule", []) == [rule.table for rule in conversion.rules]
+    assert not load_rules([rule.table for rule in conversion.rules], "converted", user=True)[1]  # not even a doubt
     return said
 
 

@@ -24,7 +24,7 @@ from deliver.convert.maildrop_pcre import (
     texts_of,
     written,
 )
-from deliver.convert.patterns import attached
+from deliver.convert.patterns import attached, just
 
 ADDRESS_FIELDS = frozenset(
     "from to cc bcc reply-to sender errors-to resent-from resent-to resent-cc resent-sender resent-reply-to".split()
@@ -209,6 +209,8 @@ def header(name: str, test: Any) -> Leaf:
     """The condition on a field of any name."""
     field = name.lower()
     if field in ("subject", "message-id"):
+        if isinstance(test, str) and test and not re.search(r"(?<!\\)[*?]", test):
+            test = just(re.sub(r"\\(.)", r"\1", test), whole=True)
         return Leaf(field, test)
     return Leaf("sender", test) if field == "return-path" else Leaf("header", {name: test})
 

@@ -285,9 +285,11 @@ def _rule(draft: _Draft, *, aware: bool) -> dict[str, Any]:
     rule: dict[str, Any] = {}
     if SPAM in parts:
         rule["sees"] = "spam"
+    elif negated(SPAM) in parts and says(tuple(parts), "score"):
+        rule["sees"] = "all"  # who asks for points should see all that may have them, as `deliver check` says
     elif negated(SPAM) not in parts and aware:
         rule["sees"] = "spam" if draft.implied else "all"
-    parts = [one for one in parts if one not in (SPAM, negated(SPAM))]
+    parts = [one for one in parts if one != SPAM and (one != negated(SPAM) or rule.get("sees") == "all")]
     if draft.stage:
         rule["stage"] = draft.stage
     if draft.flags:
