@@ -156,10 +156,12 @@ class Flow:
 
     def _effects(self, start: int, guard: Guard) -> bool:
         """Whether a statement from ``start`` on may do more to a message that comes by this guard."""
-        return any(
-            other.does not in {Does.STOP, Does.DROP} and not excluded((*guard, *other.guard))
-            for other in self._statements[start:]
-        )
+        for other in self._statements[start:]:
+            if other.does is Does.STOP and covered(guard, [other.guard]):
+                return False
+            if other.does not in {Does.STOP, Does.DROP} and not excluded((*guard, *other.guard)):
+                return True
+        return False
 
     def _needless(self, index: int, guard: Guard) -> bool:
         """Whether the inbox is where the message goes without this, since nothing before or behind says otherwise."""

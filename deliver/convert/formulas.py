@@ -4,7 +4,7 @@ Other languages nest their questions and go on after an answer; our rules stand 
 the way to a statement is reckoned with.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -24,6 +24,11 @@ class Leaf:
 
     key: str
     value: Any
+
+    def __hash__(self) -> int:
+        """A value may be a table or an array; equal tables have the same characters, in whatever order."""
+        value = self.value
+        return hash((self.key, value if isinstance(value, str) else "".join(sorted(repr(value)))))
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,7 @@ def all_of(formulas: Iterable[Formula]) -> Formula:
     parts = _flat(formulas, All)
     if FALSE in parts or any(negated(part) in parts for part in parts):
         return FALSE
-    return parts[0] if len(parts) == 1 else All(tuple(parts))
+    return next(iter(parts)) if len(parts) == 1 else All(tuple(parts))
 
 
 def any_of(formulas: Iterable[Formula]) -> Formula:
@@ -74,12 +79,12 @@ def any_of(formulas: Iterable[Formula]) -> Formula:
     parts = _flat(formulas, AnyOf)
     if TRUE in parts or any(negated(part) in parts for part in parts):
         return TRUE
-    return parts[0] if len(parts) == 1 else AnyOf(tuple(parts))
+    return next(iter(parts)) if len(parts) == 1 else AnyOf(tuple(parts))
 
 
 def any_way(ways: Iterable[Formula]) -> Formula:
     """As any_of, without what another way says: A, or B without A, is A or B."""
-    parts = [literals((way,)) for way in ways]
+    parts = [list(literals((way,))) for way in ways]
     for index, part in enumerate(parts):
         others = [one[0] for other, one in enumerate(parts) if other != index and len(one) == 1]
         said = [each for one in others for each in (one.parts if isinstance(one, AnyOf) else (one,))]
@@ -87,26 +92,24 @@ def any_way(ways: Iterable[Formula]) -> Formula:
     return any_of(all_of(part) for part in parts)
 
 
-def _flat(formulas: Iterable[Formula], kind: type[All] | type[AnyOf]) -> list[Formula]:
-    parts: list[Formula] = []
+def _flat(formulas: Iterable[Formula], kind: type[All] | type[AnyOf]) -> dict[Formula, None]:
+    """The formulas, those of this kind opened, each once and in their order."""
+    parts: dict[Formula, None] = {}
     for formula in formulas:
-        for part in formula.parts if isinstance(formula, kind) else (formula,):
-            if part not in parts:
-                parts.append(part)
+        parts.update(dict.fromkeys(formula.parts if isinstance(formula, kind) else (formula,)))
     return parts
 
 
-def literals(guard: Iterable[Formula]) -> list[Formula]:
-    """The guard in its smallest parts: All opened, and Not of AnyOf as several Not."""
-    found: list[Formula] = []
+def literals(guard: Iterable[Formula]) -> dict[Formula, None]:
+    """The guard in its smallest parts, each once and in their order: All opened, and Not of AnyOf as several Not."""
+    found: dict[Formula, None] = {}
     for formula in guard:
         if isinstance(formula, All):
-            parts = literals(formula.parts)
+            found.update(literals(formula.parts))
         elif isinstance(formula, Not) and isinstance(formula.part, AnyOf):
-            parts = literals(negated(part) for part in formula.part.parts)
+            found.update(literals(negated(part) for part in formula.part.parts))
         else:
-            parts = [formula]
-        found += [part for part in parts if part not in found]
+            found[formula] = None
     return found
 
 
@@ -134,7 +137,7 @@ def excluded(guard: Iterable[Formula]) -> bool:
     return False
 
 
-def _within(parts: Iterable[Formula], known: Sequence[Formula]) -> bool:
+def _within(parts: Iterable[Formula], known: Container[Formula]) -> bool:
     return all(part in known for part in literals(parts))
 
 
@@ -150,19 +153,22 @@ def shortened(guard: Guard, ended: Sequence[Guard]) -> Guard:
     What a rule may be unable to tell stays: a message that it passed over would else come under its contrary.
     """
     kept = literals(guard)
-    dropped: list[tuple[Formula, list[Formula]]] = []  # each with what it rests on
+    dropped: dict[Formula, set[Formula]] = {}  # each with what it rests on
+    saying: dict[Formula, list[dict[Formula, None]]] = {}  # the ends in which a formula stands, or is one of several
+    for end in ended:
+        parts = literals(end)
+        for part in parts:
+            for each in (part, *(part.parts if isinstance(part, AnyOf) else ())):
+                saying.setdefault(each, []).append(parts)
     for one in list(kept):
         if not isinstance(one, Not) or untold(one.part):
             continue
-        known = [part for part in kept if part != one]
-        known += [part for part, grounds in dropped if one not in grounds]
-        for end in ended:
-            parts, wanted = literals(end), [one.part, *literals((one.part,))]
+        wanted = {one.part: None, **literals((one.part,))}
+        for parts in (parts for each in wanted for parts in saying.get(each, ())):
             others = [part for part in parts if not any(_implies(each, part) for each in wanted)]
-            if len(others) < len(parts) and all(part in known for part in others):
-                kept.remove(one)
-                deeper = [ground for part, grounds in dropped if part in others for ground in grounds]
-                dropped.append((one, [*others, *deeper]))
+            if all((part in kept and part != one) or one not in dropped.get(part, {one}) for part in others):
+                del kept[one]
+                dropped[one] = set(others).union(*(dropped[part] for part in others if part in dropped))
                 break
     return tuple(_narrowed(kept))
 
@@ -171,17 +177,16 @@ def _implies(one: Formula, other: Formula) -> bool:
     return one == other or (isinstance(other, AnyOf) and one in other.parts)
 
 
-def _narrowed(known: list[Formula]) -> list[Formula]:
+def _narrowed(known: Iterable[Formula]) -> Iterable[Formula]:
     """Of "not all of these", only those that the rest of the guard does not say already."""
-    narrow: list[Formula] = []
+    narrow: dict[Formula, None] = {}
     for one in known:
         if isinstance(one, Not) and isinstance(one.part, All):
             if any(negated(part) in known for part in literals(one.part.parts)):
                 continue
             rest = [part for part in literals(one.part.parts) if part not in known]
             one = negated(all_of(rest))  # noqa: PLW2901
-        if one not in narrow:
-            narrow.append(one)
+        narrow[one] = None
     return narrow
 
 

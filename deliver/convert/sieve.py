@@ -157,7 +157,8 @@ class _Script:
                 return None
         for words in self._scope.warnings:
             self.reported.append(Reported(one.line, one.words, words, warning=True))
-        way = (*guard, *(part for part in literals((otherwise, holds)) if part not in literals(guard)))
+        known = literals(guard)
+        way = (*guard, *(part for part in literals((otherwise, holds)) if part not in known))
         self.take(one.block or (), way)
         self.left += one.inner
         return all_of([otherwise, negated(holds)])
@@ -184,8 +185,10 @@ class _Script:
         for when, held in self._scope.worlds(command):
             self._scope.held, self._scope.guard = held, (*guard, when)
             # What the guard says and these values say already needs no saying.
-            wider = [part for part in literals((*guard, *self._scope.stopped)) if not excluded((when, negated(part)))]
-            way = (*wider, *(part for part in literals((when,)) if part not in wider))
+            way = (*guard, *self._scope.stopped)
+            if when != TRUE:
+                wider = [part for part in literals(way) if not excluded((when, negated(part)))]
+                way = tuple(literals((*wider, when)))
             made += [(way, statement) for statement in self._ACTIONS[command.name](self, command, way)]
         for way, statement in made:
             if statement.does in {Does.DROP, Does.REFUSE}:
