@@ -218,12 +218,11 @@ def tested(begins: bool, pieces: Pieces, case: bool, *, address: bool) -> Any:
     named = address and begins and bool(core) and core[0].text.isalnum() and "@" not in [one.text for one in core]
     if globs is not None and not quoted and not named:
         before = "" if begins else "*"
-        if address and any(one.startswith("<") for one in globs):
-            before = _before_bracket(begins, "*?")
         whole = [f"{before}{one}{'' if ends else '*'}" for one in globs]
+        whole = [_named(one, "*", "*?") if address else one for one in whole]
         if address and (begins or ends):
             # Where an address stands alone in <>, maildrop takes these away.
-            whole += [f"<{before}{one}{'>' if ends else '*'}" for one in globs if "<" not in one and ">" not in one]
+            whole += [f"<{before}{one}{'>' if ends else '*'}" for one in globs if not re.search(r'[<>]|^"', one)]
         made = [re.sub(STARRED, "*", one) for one in whole]
         made = ["*"] if "*" in made else list(dict.fromkeys(made))
         return made[0] if len(made) == 1 else made
@@ -234,7 +233,7 @@ def tested(begins: bool, pieces: Pieces, case: bool, *, address: bool) -> Any:
         return {"regex": f"^{_display_name(text)}{'$' if ends else ''}"}
     if address:
         text = re.sub(r" <", '"? *<', text)
-        text = f"{_before_bracket(begins, '[^, ] *')}{text}" if text.startswith("<") else text
+        text = _named(text if begins else f".*{text}", ".*", ".*[^, ] *").removeprefix(".*")
         text = f'["<]?{text}' if begins else text
     if "|" in text and (begins or ends):
         text = f"(?:{text})"
@@ -243,11 +242,11 @@ def tested(begins: bool, pieces: Pieces, case: bool, *, address: bool) -> Any:
     return {"regex": f"{'(?-i)' if case else ''}{said}{f'|{bare}' if bare else ''}"}
 
 
-def _before_bracket(begins: bool, something: str) -> str:
-    """What stands before "<" in an address field: maildrop takes the <> away where there is nothing else."""
-    if begins:
+def _named(text: str, anything: str, name: str) -> str:
+    """The pattern with ``name`` in place of ``anything`` before a "<". maildrop takes a <> without a name away."""
+    if text.startswith("<"):
         raise CannotSay("maildrop, since 2.7.1, takes away the <> of an address that has no name before it")
-    return something
+    return f"{name}{text.removeprefix(anything)}" if text.startswith(f"{anything}<") else text
 
 
 def _display_name(text: str) -> str:

@@ -223,13 +223,13 @@ class _Script:
             return
         if one.value is None:
             self._values[one.name] = ""
-            self._branches.assign(one.name, guard, [(TRUE, None if self._clones else "")])
+            self._branches.assign(one.name, guard, None if self._clones else "")
             return
         if one.name == "DEFAULT" and (guard or self.statements or value is None):
             self._report(one.line, one.source, "where mail goes that no recipe takes is settled at the beginning")
             return
         self._values[one.name] = value
-        self._branches.assign(one.name, guard, [(TRUE, None if self._clones else value)])
+        self._branches.assign(one.name, guard, None if self._clones else value)
         if one.name == "DEFAULT":
             self._default = value or procmail_places.ORIGINAL
         elif one.name in procmail_variables.OWN:
@@ -360,7 +360,7 @@ class _Script:
         for one in items:
             if isinstance(one, Assignment):
                 self._values[one.name] = None
-                self._branches.assign(one.name, (), [(TRUE, None)])
+                self._branches.assign(one.name, (), None)
             elif isinstance(one, Recipe):
                 self._forget(one.block or ())
 
