@@ -82,7 +82,7 @@ def test_counts_by_outcome(prefix: str) -> None:
     assert said["names"] == {"Eicar": 1}
     assert said["failures"] == {"clamd did not answer": 1, "no quota": 1}
     assert said["scanners"]["clamd"]["findings"] == {"clean": 4, "virus": 1, "failed": 1}
-    assert [day["messages"] for day in said["days"].values()] == [4, 4, 2]
+    assert [(day["messages"], day.get("spam", 0)) for day in said["days"].values()] == [(4, 1), (4, 1), (2, 0)]
     assert (said["first"], said["last"]) == (NOON, NOON + 2 * DAY)
 
 
