@@ -348,9 +348,14 @@ def _plain(raw: bytes, _last: bool) -> tuple[bytes, bytes]:
     return raw, b""
 
 
+def padded_all_over(raw: bytes) -> bool:
+    """Whether a piece of base64 has so much padding that it is none; and each would take time of its own."""
+    return len(raw) > _PIECE // 2 and raw.count(b"=") > len(raw) // 16
+
+
 def _base64(raw: bytes, last: bool) -> tuple[bytes, bytes]:
-    if len(raw) > _PIECE and raw.count(b"=") > len(raw) // 16:
-        raw = raw.replace(b"=", b"")  # so many are no padding, and each would take time of its own
+    if padded_all_over(raw):
+        raw = raw.replace(b"=", b"")
     # Padding means something only where it makes four of two or three letters; programs pass over any other.
     *pieces, tail = raw.translate(None, _NOT_BASE64).split(b"=")
     decoded: list[bytes] = []

@@ -255,3 +255,8 @@ def test_time_is_linear(raw: bytes) -> None:
     begun = time.process_time()
     ambiguity.find(raw[at : at + 65536] for at in range(0, len(raw), 65536))
     assert time.process_time() - begun < 2
+
+
+def test_base64_that_is_padded_all_over_is_not_decoded_piece_by_piece() -> None:
+    raw = HEAD + b"Content-Transfer-Encoding: base64\n\n" + b"QUJ=\nQUJD\n" * 20_000
+    assert "base64 behind its end" in ambiguity.find(raw[at : at + 65536] for at in range(0, len(raw), 65536))
