@@ -74,7 +74,7 @@ ALSO = {
 
 PACKAGES = {
     "click": "commands.* progress quarantine.commands quarantine.__main__",
-    "re2": "rules.matching plausible scanners.command",
+    "re2": "rules.matching plausible scanners.command convert.procmail_patterns",
     "dkim": "signatures",
     "dns": "signatures",
     "flufl": "bounces",
