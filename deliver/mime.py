@@ -15,9 +15,6 @@ from deliver import headers
 DEEPEST = 20
 """Multiparts and messages in each other; the deepest of 35,000 real ones has 9."""
 
-MOST_DECODED = 5
-"""Messages in each other that are encoded as a whole, which RFC 2046 section 5.2.1 forbids: each is decoded anew."""
-
 MOST_PARTS = 10_000
 """Parts of one message; the largest of the test messages has 3,043."""
 
@@ -116,7 +113,7 @@ def holds_message(kind: str) -> bool:
 
 def parts(chunks: Iterable[bytes], keep: Keep, watch: Watch | None = None) -> Iterator[Part]:
     """The parts of the message in ``chunks``, in order."""
-    return _parts(chunks, keep, (), watch or Watch(), 0)
+    return _parts(chunks, keep, (), watch or Watch())
 
 
 def pieces(content: bytes) -> Iterator[bytes]:
@@ -124,8 +121,7 @@ def pieces(content: bytes) -> Iterator[bytes]:
     return (content[at : at + _PIECE] for at in range(0, len(content), _PIECE))
 
 
-def _parts(chunks: Iterable[bytes], keep: Keep, around: tuple[str, ...], watch: Watch, decoded: int) -> Iterator[Part]:
-    """``around`` are the types around it, ``decoded`` of them messages that were encoded as a whole."""
+def _parts(chunks: Iterable[bytes], keep: Keep, around: tuple[str, ...], watch: Watch) -> Iterator[Part]:
     reader = _Reader(chunks)
     levels = _Levels(around)
     enclosed = bool(around)
@@ -144,11 +140,10 @@ def _parts(chunks: Iterable[bytes], keep: Keep, around: tuple[str, ...], watch: 
         if is_message and part.encoding in _DECODERS and not reader.ended:
             yield part
             body = _told(part, reader.until(levels.pattern), watch)
-            if decoded >= MOST_DECODED or len(levels.types) >= DEEPEST:
+            if len(levels.types) >= DEEPEST:
                 yield UNREAD
             else:
-                inner = _decoded(part.encoding, body)
-                yield from _parts(inner, keep, (*part.inside, part.type), watch, decoded + 1)
+                yield from _parts(_decoded(part.encoding, body), keep, (*part.inside, part.type), watch)
             for _ in body:  # what nobody wanted to read
                 pass
         elif reader.ended or not ((part.type.startswith("multipart/") and boundary) or is_message):
