@@ -12,6 +12,8 @@ import servers
 # test starts; and a shell cannot undo that (POSIX, trap).
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+# timeout(1) and the like: as with ^C, the servers end and the directories go.
+signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 @pytest.fixture
