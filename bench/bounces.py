@@ -14,7 +14,7 @@ sys.path[:0] = [str(CHECKOUT / "tests"), str(CHECKOUT)]
 import corpora  # noqa: E402
 from measure import table  # noqa: E402
 
-from deliver.bounces import read  # noqa: E402
+from deliver.content.bounces import read  # noqa: E402
 
 COLUMNS = ("messages", "recognised", "hard as permanent", "hard as temporary", "soft as temporary", "soft as permanent")
 

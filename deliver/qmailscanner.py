@@ -94,7 +94,7 @@ def _versions(verdicts: tuple[Verdict, ...]) -> str:
 
 
 def _files(message: Message) -> Iterator[str]:
-    from deliver import mime  # late: few sites ask for this log
+    from deliver.content import mime  # late: few sites ask for this log
 
     class Sizes(mime.Watch):
         encoded = 0

@@ -67,7 +67,7 @@ def _by_header(message: Message, mine: set[str]) -> str:
     named = {one.lower() for name in _TO_OTHERS for value in message.fields(name) for one in headers.addresses(value)}
     if not (mine | aliases) & named:
         return "no address of this mailbox stands in To or Cc (reply has my-addresses for others)"
-    from deliver import bounces  # late: flufl.bounce is heavy, and few messages come as far as here
+    from deliver.content import bounces  # late: flufl.bounce is heavy, and few messages come as far as here
 
     return "it is a bounce" if any(bounces.read(message.chunks())) else ""
 

@@ -206,8 +206,8 @@ def scanners(config: Config) -> tuple[Scanner, ...]:
 
 
 def _contents(chunks: Iterable[bytes]) -> Iterator[tuple[str, bytes]]:
-    from deliver.attachments import contents
-    from deliver.bounds import Bounds
+    from deliver.content.attachments import contents
+    from deliver.content.bounds import Bounds
 
     bounds = Bounds(whole=True)
     for found in contents(chunks, bounds):

@@ -16,10 +16,11 @@ from typing import Any, NamedTuple
 import click
 
 from deliver import config as configuration
-from deliver import tree, wiring
+from deliver import wiring
+from deliver.admin import tree
+from deliver.admin.progress import bar
 from deliver.errors import DeliverError
 from deliver.message import Message, Source, read_framing
-from deliver.progress import bar
 from deliver.settings import Config, Quarantine
 from deliver.units import counted, parse_span
 from deliver.values import Content

@@ -6,8 +6,9 @@ import re
 import time
 from collections.abc import Iterator
 
-from deliver import headers, mime
-from deliver.bodies import readable
+from deliver import headers
+from deliver.content import mime
+from deliver.content.bodies import readable
 from quarantine.store import Archive, Held
 
 _HEADER_CAP = 64 * 1024  # bytes

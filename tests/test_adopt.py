@@ -15,10 +15,10 @@ from click.testing import CliRunner
 from installed import install_once  # noqa: F401 - the fixture `installed`
 from main_job import Home
 
-from deliver import qmailfile
+from deliver.admin import qmailfile
+from deliver.admin.qmailfile import Kind
 from deliver.commands import cli
 from deliver.commands.adopt import installed as installed_command
-from deliver.qmailfile import Kind
 
 TOASTER = "| /usr/local/bin/maildrop /usr/local/etc/mail/mailfilter"
 QMAILADMIN = "|preline /usr/local/bin/maildrop /etc/mailfilter"

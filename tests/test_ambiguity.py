@@ -6,7 +6,7 @@ import time
 import corpora
 import pytest
 
-from deliver import ambiguity, mime
+from deliver.content import ambiguity, mime
 
 HEAD = b"From: a@example.com\nSubject: x\nMIME-Version: 1.0\n"
 PARTS = b"--x\nContent-Type: text/plain\n\nhello\n--x\nContent-Type: application/pdf\n\n%PDF\n--x--\n"

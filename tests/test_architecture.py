@@ -27,7 +27,7 @@ ROOMS = {
     # The tables of a configuration, as classes.
     "settings": Room("settings", "values"),
     # What is in a message, read within bounds when a rule asks.
-    "content": Room("mime ambiguity filenames bodies attachments enclosed tnef signed archives zips unpack libarchive rar limited bounds macros filetypes bounces authentication", "values"),
+    "content": Room("content.*", "values"),
     # The life of a message. Its collaborators arrive as values, so that tests can build them.
     "story": Room("pipeline scan policy actions reply notices qmailscanner rules.evaluate rules.conditions rules.contents rules.fields rules.logic rules.matching rules.moments rules.proofs", "values settings content"),
     # The outside world: scanners, disk, the MTA's queue.
@@ -40,11 +40,11 @@ ROOMS = {
     # The only one that knows every adapter.
     "wiring": Room("wiring", "values settings content story scanners adapters reading resident store backends"),
     # What an administrator does to mailboxes, whole trees of them.
-    "tools": Room("adopt doctor doctor_mailboxes doctor_scanners expire learn progress qmailfile stats tickbox tree whose", "values settings content story scanners adapters reading resident wiring"),
+    "admin": Room("admin.*", "values settings content story scanners adapters reading resident wiring"),
     # Other programs' filters, from text to rules.
     "converters": Room("convert.*", "values reading"),
     # Where a message or a person comes in.
-    "doors": Room("__main__ client service request letterbox replay commands.*", "values settings story reading resident wiring tools converters"),
+    "doors": Room("__main__ client service request letterbox replay commands.*", "values settings story reading resident wiring admin converters"),
     # Quarantine is a store of its own: it could serve another program.
     "store": Room("quarantine.__init__ quarantine.store", ""),
     "backends": Room("quarantine.files quarantine.sqlite", "store"),
@@ -55,8 +55,8 @@ ALSO = {
     ("plausible", "quarantine.store"): "the kinds of reasons for which mail is held",
     ("notices", "quarantine.store"): "the kinds of reasons for which mail is held",
     ("qmailscanner", "quarantine.store"): "the kinds of reasons for which mail is held",
-    ("quarantine.commands", "progress"): "what all commands show that may take long",
-    ("quarantine.commands", "tree"): "the quarantines of a whole tree of mailboxes",
+    ("quarantine.commands", "admin.progress"): "what all commands show that may take long",
+    ("quarantine.commands", "admin.tree"): "the quarantines of a whole tree of mailboxes",
     ("commands.quota", "quota"): "shows what the adapter keeps",
     ("pipeline", "log"): "the log's type",
     ("pipeline", "quarantine.store"): "the store's type",
@@ -73,18 +73,18 @@ ALSO = {
 """Single imports that the rooms do not allow, and why they are right all the same."""
 
 PACKAGES = {
-    "click": "commands.* progress quarantine.commands quarantine.__main__",
+    "click": "commands.* admin.progress quarantine.commands quarantine.__main__",
     "re2": "rules.matching plausible scanners.command convert.procmail_patterns",
     "dkim": "signatures",
     "dns": "signatures",
-    "flufl": "bounces",
+    "flufl": "content.bounces",
     "tree_sitter": "positions",
     "tree_sitter_toml": "positions",
     "msgspec": "settings tables config layers rules.load replay commands.*",
     "sievelib": "convert.sieve*",
     "clamd": "scanners.*",
     "aiospamc": "scanners.*",
-    "oletools": "macros",
+    "oletools": "content.macros",
 }
 """Which modules may import which package from outside. Every other package waits for somebody to name its place."""
 

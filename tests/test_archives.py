@@ -13,10 +13,10 @@ import corpora
 import pytest
 from packed import zipped
 
-from deliver import bounds as limits
-from deliver.archives import Member, members
-from deliver.bounds import Bounds
-from deliver.filetypes import detect, extension, kind_of
+from deliver.content import bounds as limits
+from deliver.content.archives import Member, members
+from deliver.content.bounds import Bounds
+from deliver.content.filetypes import detect, extension, kind_of
 
 EXE = b"MZ\x90\x00" + b"\x00" * 100
 PE = "application/vnd.microsoft.portable-executable"

@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 from scanned import HEADER, content, with_attachment, zipped
 
-from deliver import attachments, config, header_lines, layers, pipeline, scan, wiring
+from deliver import config, header_lines, layers, pipeline, scan, wiring
+from deliver.content import attachments
 from deliver.message import Message, Source, read_framing
 from deliver.metrics import Metrics
 from deliver.policy import Case, decide

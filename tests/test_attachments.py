@@ -14,9 +14,9 @@ import pytest
 import servers
 from packed import zipped
 
-from deliver import attachments, tnef
-from deliver.attachments import File
-from deliver.bounds import Bounds
+from deliver.content import attachments, tnef
+from deliver.content.attachments import File
+from deliver.content.bounds import Bounds
 
 EXE = b"MZ\x90\x00" + bytes(range(256)) * 20
 PE = "application/vnd.microsoft.portable-executable"

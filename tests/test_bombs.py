@@ -13,7 +13,7 @@ import pytest
 import servers
 from packed import zipped
 
-from deliver import attachments
+from deliver.content import attachments
 
 HERE = str(Path(__file__).resolve().parent.parent)
 SECONDS = 5.0
@@ -23,8 +23,8 @@ MEMORY = 160 * 1024  # KiB, beside some 40 MiB that the process has before
 SCRIPT = """
 import json, resource, sys, time
 sys.path.insert(0, sys.argv[1])
-from deliver import attachments
-from deliver.bounds import Bounds
+from deliver.content import attachments
+from deliver.content.bounds import Bounds
 data = open(sys.argv[2], "rb").read()
 head = b"MIME-Version: 1.0\\nContent-Type: application/octet-stream; name=\\"%s\\"\\n\\n" % sys.argv[3].encode()
 def chunks():
@@ -123,7 +123,7 @@ def test_malformed_zips_of_others() -> None:
 
 
 def test_time_runs_out_in_python_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deliver.bounds.SECONDS", 0.0)
+    monkeypatch.setattr("deliver.content.bounds.SECONDS", 0.0)
     head = b'Content-Type: application/zip; name="a.zip"\n\n'
     read = attachments.read([head + zipped(("evil.exe", b"MZ"))])
     assert read.unread == "archives take longer than 0 s"

@@ -6,7 +6,7 @@ from collections import defaultdict
 import corpora
 import pytest
 
-from deliver.bounces import Bounce, read
+from deliver.content.bounces import Bounce, read
 
 
 def expected() -> dict[str, Bounce]:

@@ -11,7 +11,8 @@ import servers
 import tricks
 from scanned import EICAR, ENVELOPE, HAM, HEADER, InMemory, content, with_attachment, zipped
 
-from deliver import attachments, config, wiring
+from deliver import config, wiring
+from deliver.content import attachments
 from deliver.scanners.attachments import Attached
 from deliver.scanners.clamd import Clamd, Contents
 from deliver.settings import Attachments
@@ -75,7 +76,7 @@ def test_only_where_attachments_are_configured(scratch: Path, table: str, times:
 
 
 def test_what_clamd_takes_is_not_counted_as_unpacking(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deliver.bounds.SECONDS", 0.5)
+    monkeypatch.setattr("deliver.content.bounds.SECONDS", 0.5)
     files = [zipped(f"{number}.txt", b"file %d\n" % number) for number in range(4)]
     message = with_attachment(b"first\n", "a.txt").replace(
         b"--=_b--",

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from packed import zipped
 
-from deliver import bounds
-from deliver.bodies import TEXT_CAP
+from deliver.content import bounds
+from deliver.content.bodies import TEXT_CAP
 from deliver.lists import Lists
 from deliver.message import Message, Source, read_framing
 from deliver.rules.load import load
@@ -328,7 +328,7 @@ def test_the_body_is_its_decoded_text(when: dict[str, Any], raw: bytes, expected
 
 
 def test_what_html_hides_is_not_what_it_reads() -> None:
-    from deliver.bodies import readable
+    from deliver.content.bodies import readable
 
     page = "a < b <p>one<br/>two</p><script>if (x < y) { '</p>' }</script>three<style>x</STYLE>&amp;<!-- <b> -->four"
     assert readable(page) == "a < b \none\ntwo\nthree&four"

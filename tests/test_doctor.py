@@ -14,10 +14,11 @@ import servers
 from click.testing import CliRunner
 from main_job import own
 
-from deliver import config, doctor, doctor_mailboxes, doctor_scanners
+from deliver import config
+from deliver.admin import doctor, doctor_mailboxes, doctor_scanners
+from deliver.admin.doctor import Said
 from deliver.commands import cli
 from deliver.commands.sample import sample_message
-from deliver.doctor import Said
 
 SAMPLES = {kind: sample_message(kind).encode() for kind in ("ham", "spam", "virus")}
 
@@ -291,14 +292,14 @@ def test_a_log_of_roots_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     for uid, mode, wanted in ((0, 0o600, ["warning"]), (0, 0o660, []), (89, 0o600, [])):
         state = os.stat_result((0o100000 | mode, *real[1:4], uid, *real[5:]))
         with monkeypatch.context() as patched:
-            patched.setattr("deliver.doctor.os.stat", lambda _path, state=state: state)
+            patched.setattr("deliver.admin.doctor.os.stat", lambda _path, state=state: state)
             found = levels(list(doctor.the_log(one)))
         assert found == wanted, (uid, mode)
 
 
 def test_oletools_are_installed_where_this_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Never by our own name: the index has a stranger's package of it. The versions are the project's."""
-    monkeypatch.setattr("deliver.doctor.importlib.util.find_spec", lambda _name: None)
+    monkeypatch.setattr("deliver.admin.doctor.importlib.util.find_spec", lambda _name: None)
     (said,) = (one for one in doctor.the_attachments(case(tmp_path, "[attachments]\n")) if "oletools" in one.words)
     project = tomllib.loads((Path(__file__).resolve().parent.parent / "pyproject.toml").read_text())
     (wanted,) = project["project"]["optional-dependencies"]["macros"]
@@ -316,7 +317,7 @@ def home(scratch: Path) -> Path:
 
 def examined(home: Path, text: str = 'maildir = "Maildir"\n') -> Iterator[tuple[str, Said]]:
     """What is said of the mailbox."""
-    from deliver.qmailfile import open_directory
+    from deliver.admin.qmailfile import open_directory
 
     own(home)
     top = open_directory(str(home))
@@ -467,7 +468,7 @@ def test_attachments_need_libarchive(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert list(doctor.the_attachments(case(tmp_path, ""))) == []
     one = case(tmp_path, "[attachments]\n")
     assert set(levels(list(doctor.the_attachments(one)))) == {"ok"}
-    monkeypatch.setattr("deliver.libarchive._LIBRARY", "libarchive.so.999")
+    monkeypatch.setattr("deliver.content.libarchive._LIBRARY", "libarchive.so.999")
     assert "libarchive13" in words(list(doctor.the_attachments(one)))
     assert "problem" in levels(list(doctor.the_attachments(one)))
 
@@ -478,7 +479,7 @@ def test_a_quarantine_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest
     held.mkdir(mode=0o700)
     real = os.statvfs(held)
     read_only = os.statvfs_result((*real[:8], real.f_flag | os.ST_RDONLY, *real[9:]))
-    monkeypatch.setattr("deliver.doctor.os.statvfs", lambda _path: read_only)
+    monkeypatch.setattr("deliver.admin.doctor.os.statvfs", lambda _path: read_only)
     (said,) = doctor.the_quarantine(case(tmp_path, f'[quarantine]\ndirectory = "{held}"\n'))
     assert said.level == "problem"
     assert "read-only" in said.words

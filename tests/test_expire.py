@@ -10,9 +10,9 @@ from click.testing import CliRunner
 from main_job import own
 
 from deliver import config as configuration
-from deliver import expire as work
+from deliver.admin import expire as work
+from deliver.admin.qmailfile import open_directory
 from deliver.commands import cli
-from deliver.qmailfile import open_directory
 from deliver.settings import Config, Expire, Users
 
 DAY = 86400

@@ -15,7 +15,7 @@ import pytest
 import servers
 from scanned import ENVELOPE, HEADER, content, zipped
 
-from deliver.attachments import base_name
+from deliver.content.attachments import base_name
 from deliver.scanners.attachments import Attached
 from deliver.settings import Attachments
 

@@ -15,14 +15,14 @@ from main_job import own
 from test_quarantine import held, put
 
 from deliver import config as configuration
-from deliver import learn as work
 from deliver import wiring
+from deliver.admin import learn as work
+from deliver.admin.qmailfile import open_directory
+from deliver.admin.whose import whose
 from deliver.commands import cli
 from deliver.errors import Deferred
-from deliver.qmailfile import open_directory
 from deliver.settings import Config
 from deliver.values import Content
-from deliver.whose import whose
 from quarantine.commands import cli as quarantine_cli
 from quarantine.files import Files
 

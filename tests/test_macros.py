@@ -8,8 +8,8 @@ import packed
 import pytest
 from packed import zipped
 
-from deliver import attachments, macros
-from deliver.bounds import Bounds
+from deliver.content import attachments, macros
+from deliver.content.bounds import Bounds
 
 WORD = b"application/vnd.openxmlformats-officedocument.wordprocessingml.document.main+xml"
 # [MS-OVBA] 2.3.4.1: the stream's mark; what it holds besides is for one version of Office only.

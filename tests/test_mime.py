@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deliver import attachments, bodies, mime
-from deliver.mime import UNREAD, Part, parameters_of, parts
+from deliver.content import attachments, bodies, mime
+from deliver.content.mime import UNREAD, Part, parameters_of, parts
 
 EVERYTHING = 100 * 1024 * 1024
 

@@ -16,7 +16,7 @@ from scanned import EICAR, with_attachment
 from test_reply import RECORDER
 
 # What a delivery imports late: an unprivileged child might not be able to read it where the checkout is private.
-import deliver.mime
+import deliver.content.mime
 import deliver.notices
 import deliver.qmailscanner
 from deliver import config as configuration

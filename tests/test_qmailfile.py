@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from deliver import qmailfile
-from deliver.qmailfile import Kind
+from deliver.admin import qmailfile
+from deliver.admin.qmailfile import Kind
 
 # The spellings that are in use, each with its filter file, its -A headers and whether spamc stands before it.
 MAILDROP = [

@@ -14,7 +14,7 @@ import pytest
 import strace
 from click.testing import CliRunner
 
-from deliver import tree
+from deliver.admin import tree
 from quarantine.commands import cli
 from quarantine.files import Files
 from quarantine.release import NotReleased, delete, release

@@ -12,7 +12,8 @@ import tracemalloc
 import corpora
 import pytest
 
-from deliver import authentication, header_lines, signatures
+from deliver import header_lines, signatures
+from deliver.content import authentication
 from deliver.message import Message, Source, read_framing
 from deliver.rules.model import CannotTell, Signature
 from deliver.signatures import NoAnswer, verify

@@ -12,9 +12,9 @@ from scanned import content
 
 from deliver import log
 from deliver.actions import summary
+from deliver.admin.stats import Stats, Times
 from deliver.commands import cli
 from deliver.pipeline import record
-from deliver.stats import Stats, Times
 from deliver.values import Action, Envelope, Finding, Outcome, Plan, Reply, Verb, Verdict
 
 DAY = 86400
@@ -141,7 +141,7 @@ def test_a_line_that_syslog_cut_is_counted() -> None:
 
 def test_memory_does_not_grow_with_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each line with a new recipient and a new virus: five times as many take no more than those that are kept."""
-    monkeypatch.setattr("deliver.stats._MOST_NAMES", 300)
+    monkeypatch.setattr("deliver.admin.stats._MOST_NAMES", 300)
 
     def lines(number: int) -> Iterator[bytes]:
         for index in range(number):
@@ -161,7 +161,7 @@ def test_memory_does_not_grow_with_the_log(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_what_is_frequent_stays_at_the_top(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deliver.stats._MOST_NAMES", 300)
+    monkeypatch.setattr("deliver.admin.stats._MOST_NAMES", 300)
     found = Stats()
     lines = [{**LINES[0], "recipient": f"user{index}@example.org"} for index in range(3_000)]
     for index in range(0, 3_000, 10):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from deliver import tickbox
+from deliver.admin import tickbox
 from deliver.commands import cli
 
 AUTORESPOND = "| /usr/bin/autorespond 86400 3 /x/vacation/message /x/vacation\n"

@@ -20,10 +20,10 @@ import servers
 import strace
 from tricks import tarred
 
-from deliver import libarchive, limited
-from deliver.archives import Member, members
-from deliver.bounds import Bounds
-from deliver.filetypes import kind_of
+from deliver.content import libarchive, limited
+from deliver.content.archives import Member, members
+from deliver.content.bounds import Bounds
+from deliver.content.filetypes import kind_of
 
 EXE = b"MZ\x90\x00" + bytes(range(256)) * 20
 FILES = {"one.txt": b"text\n", "dir/two.exe": EXE, "K\xe4se.pdf": b"%PDF-1.7\n"}
@@ -198,13 +198,14 @@ def test_without_python(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def child(tmp_path: Path, body: str, seconds: float = 5, most: int = 10_000) -> tuple[bytes, str]:
     """What a module of the test's own writes as the child."""
-    folder = tmp_path / "deliver"
-    folder.mkdir()
-    (folder / "__init__.py").touch()
+    folder = tmp_path / "deliver" / "content"
+    folder.mkdir(parents=True)
+    for package in (folder.parent, folder):
+        (package / "__init__.py").touch()
     (folder / "limited.py").write_text(Path(limited.__file__).read_text())
     (folder / "odd.py").write_text(body)
     words = (
-        "import sys; sys.path.insert(0, sys.argv[1])\nfrom deliver import limited\n"
+        "import sys; sys.path.insert(0, sys.argv[1])\nfrom deliver.content import limited\n"
         "output, cut = limited.run('odd', [], b'data', float(sys.argv[2]), int(sys.argv[3]))\n"
         "sys.stdout.buffer.write(output[:100] + b'|' + cut.encode())"
     )
@@ -232,7 +233,7 @@ def test_the_child_is_ended(body: str, output: bytes, cut: str, tmp_path: Path) 
 def test_the_child_can_do_nothing_else(tmp_path: Path) -> None:
     body = f"""
 import os, socket
-from deliver import limited
+from deliver.content import limited
 def main(arguments):
     limited.confine(2, 100 << 20)
     for name, attempt in (

@@ -9,11 +9,11 @@ from collections import Counter
 
 import click
 
-from deliver import adopt as work
 from deliver import config
-from deliver.adopt import Decision, Failed
+from deliver.admin import adopt as work
+from deliver.admin.adopt import Decision, Failed
+from deliver.admin.progress import bar
 from deliver.errors import DeliverError
-from deliver.progress import bar
 from deliver.settings import Config
 from deliver.units import counted
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import click
 
-from deliver import config, doctor, wiring
+from deliver import config, wiring
+from deliver.admin import doctor
 from deliver.errors import DeliverError
 from deliver.notices import read_template
 from deliver.rules.doubts import doubts

@@ -7,14 +7,15 @@ from collections import Counter
 
 import click
 
-from deliver import config, doctor_mailboxes, doctor_scanners, tree
-from deliver import doctor as work
+from deliver import config
+from deliver.admin import doctor as work
+from deliver.admin import doctor_mailboxes, doctor_scanners, tree
+from deliver.admin.doctor import Said
+from deliver.admin.progress import bar
+from deliver.admin.qmailfile import open_directory
 from deliver.commands.adopt import COMMAND
 from deliver.commands.sample import sample_message
-from deliver.doctor import Said
 from deliver.errors import DeliverError
-from deliver.progress import bar
-from deliver.qmailfile import open_directory
 from deliver.units import counted
 
 

@@ -6,12 +6,13 @@ from collections.abc import Callable
 
 import click
 
-from deliver import adopt, config, tickbox
+from deliver import config
+from deliver.admin import adopt, tickbox
+from deliver.admin.qmailfile import Line
+from deliver.admin.tickbox import CannotDo, Mailbox
 from deliver.commands.adopt import COMMAND, missing
 from deliver.errors import DeliverError
-from deliver.qmailfile import Line
 from deliver.settings import Config
-from deliver.tickbox import CannotDo, Mailbox
 
 Change = Callable[[tuple[Line, ...], Mailbox], list[Line]]
 

@@ -5,9 +5,9 @@ import time
 
 import click
 
-from deliver import expire as work
+from deliver.admin import expire as work
+from deliver.admin.expire import CLASSES, Result, Tally
 from deliver.commands import mailboxes
-from deliver.expire import CLASSES, Result, Tally
 from deliver.units import counted
 
 

@@ -7,11 +7,11 @@ from collections import Counter
 
 import click
 
-from deliver import learn as work
 from deliver import wiring
+from deliver.admin import learn as work
+from deliver.admin.learn import KINDS, Result, SpamdFails
 from deliver.commands import mailboxes
 from deliver.errors import DeliverError
-from deliver.learn import KINDS, Result, SpamdFails
 from deliver.units import counted
 
 

@@ -5,10 +5,11 @@ from collections.abc import Generator, Iterable
 
 import click
 
-from deliver import config, tree
+from deliver import config
+from deliver.admin import tree
+from deliver.admin.progress import bar
+from deliver.admin.qmailfile import open_directory
 from deliver.errors import DeliverError
-from deliver.progress import bar
-from deliver.qmailfile import open_directory
 from deliver.settings import Config
 
 

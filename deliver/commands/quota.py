@@ -6,8 +6,8 @@ import os
 import click
 
 from deliver import quota as work
-from deliver.qmailfile import open_directory
-from deliver.tree import as_owner
+from deliver.admin.qmailfile import open_directory
+from deliver.admin.tree import as_owner
 
 
 @click.group()

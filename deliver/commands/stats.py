@@ -11,9 +11,9 @@ from typing import Any, BinaryIO
 import click
 
 from deliver import config
+from deliver.admin.stats import Stats
 from deliver.errors import DeliverError
 from deliver.rules.placeholders import printable
-from deliver.stats import Stats
 
 
 @click.command()

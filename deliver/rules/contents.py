@@ -20,9 +20,9 @@ from deliver.rules.matching import (
 from deliver.rules.model import Condition, Text, View
 
 if TYPE_CHECKING:
-    from deliver.attachments import Attached, File
-    from deliver.bodies import Body
-    from deliver.bounces import Bounce
+    from deliver.content.attachments import Attached, File
+    from deliver.content.bodies import Body
+    from deliver.content.bounces import Bounce
 
 
 def body(name: str, value: object, place: Place) -> Condition:
@@ -40,7 +40,7 @@ def body(name: str, value: object, place: Place) -> Condition:
 
 
 def _body_of(view: View) -> "Body":
-    from deliver import bodies
+    from deliver.content import bodies
 
     return bodies.read(view.facts.content.chunks())
 
@@ -97,7 +97,7 @@ def _shown_file(file: "File") -> str:
 
 
 def _attached(view: View) -> "Attached":
-    from deliver import attachments
+    from deliver.content import attachments
 
     return attachments.read(view.facts.content.chunks())
 
@@ -152,6 +152,6 @@ def is_bounce(name: str, value: object, place: Place) -> Condition:
 
 
 def _bounce(view: View) -> "Bounce":
-    from deliver import bounces
+    from deliver.content import bounces
 
     return bounces.read(view.facts.content.chunks())

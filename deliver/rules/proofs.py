@@ -9,7 +9,7 @@ from deliver.rules.matching import ANYTHING, Place, Test, closest, each, quoted,
 from deliver.rules.model import CannotTell, Condition, Signature, Text, View
 
 if TYPE_CHECKING:
-    from deliver.authentication import Result
+    from deliver.content.authentication import Result
 
 _DKIM_RESULTS = ("pass", "fail", "none", "neutral", "policy", "temperror", "permerror")
 
@@ -87,7 +87,7 @@ def _result_text(value: object, place: Place) -> Test:
 
 
 def _results(view: View) -> list["Result"]:
-    from deliver import authentication
+    from deliver.content import authentication
 
     trusted = view.facts.outside.trusted
     if not trusted:

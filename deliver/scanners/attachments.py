@@ -9,8 +9,8 @@ import re
 import sys
 from collections.abc import Iterable, Iterator
 
-from deliver import ambiguity, attachments, filenames
-from deliver.filetypes import extension
+from deliver.content import ambiguity, attachments, filenames
+from deliver.content.filetypes import extension
 from deliver.values import Content, Envelope, Finding, Objection, Verdict
 
 MOST = 10

@@ -3,7 +3,8 @@
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from deliver import headers, mime
+from deliver import headers
+from deliver.content import mime
 
 TEXT_CAP = 1024 * 1024
 """Bytes of text, decoded, that are read of one message: 150,000 words."""

@@ -16,10 +16,10 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, Self
 
-from deliver import qmailfile, tree
+from deliver.admin import qmailfile, tree
+from deliver.admin.qmailfile import DELIVERING, Filtering, Kind, Line
 from deliver.config import personal
 from deliver.errors import DeliverError
-from deliver.qmailfile import DELIVERING, Filtering, Kind, Line
 from deliver.rules.logic import EVERY_MESSAGE
 from deliver.settings import Config
 

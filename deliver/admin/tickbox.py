@@ -8,8 +8,9 @@ import os
 import pwd
 from typing import NamedTuple
 
-from deliver import adopt, qmailfile, users
-from deliver.qmailfile import Kind, Line
+from deliver import users
+from deliver.admin import adopt, qmailfile
+from deliver.admin.qmailfile import Kind, Line
 from deliver.settings import Users
 
 FILE = ".qmail"

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 
-from deliver.filetypes import extension
+from deliver.content.filetypes import extension
 
 LONGEST = 256
 """Characters; no file system takes a longer name, and qmail-scanner has the same limit."""

@@ -9,13 +9,14 @@ import stat
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from deliver import adopt, qmailfile, quota, subscriptions, tickbox, tree
 from deliver import config as configuration
-from deliver.doctor import Case, Said, closed, delivering_lines, room
+from deliver import quota, subscriptions
+from deliver.admin import adopt, qmailfile, tickbox, tree
+from deliver.admin.doctor import Case, Said, closed, delivering_lines, room
+from deliver.admin.qmailfile import Kind
+from deliver.admin.whose import layered
 from deliver.errors import DeliverError
-from deliver.qmailfile import Kind
 from deliver.rules.model import is_inbox
-from deliver.whose import layered
 
 
 class Place(NamedTuple):

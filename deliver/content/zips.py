@@ -10,9 +10,9 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from deliver import bounds as limits
-from deliver.bounds import Bounds
-from deliver.unpack import XZ_MEMORY, Entry, Unpacked, unpacked
+from deliver.content import bounds as limits
+from deliver.content.bounds import Bounds
+from deliver.content.unpack import XZ_MEMORY, Entry, Unpacked, unpacked
 
 _LOCAL = b"PK\x03\x04"
 _CENTRAL = b"PK\x01\x02"

@@ -9,9 +9,9 @@ base64, comments in MIME-Version, quoted-printable for a multipart, returned mes
 import re
 from collections.abc import Iterable, Iterator
 
-from deliver import mime
-from deliver.filenames import is_program
-from deliver.filetypes import extension
+from deliver.content import mime
+from deliver.content.filenames import is_program
+from deliver.content.filetypes import extension
 
 MOST = 5
 """Reasons that are told of one message."""

@@ -6,10 +6,10 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from deliver import bounds as limits
-from deliver.bounds import Bounds
-from deliver.filetypes import ARCHIVES, LIBARCHIVE_READS, NOBODY_READS, SOMEWHERE, detect, kind_of
-from deliver.unpack import Entry
+from deliver.content import bounds as limits
+from deliver.content.bounds import Bounds
+from deliver.content.filetypes import ARCHIVES, LIBARCHIVE_READS, NOBODY_READS, SOMEWHERE, detect, kind_of
+from deliver.content.unpack import Entry
 
 _RAR_7Z_CAB = re.compile(rb"Rar!\x1a\x07(?:\x00|\x01\x00)|7z\xbc\xaf\x27\x1c\x00|MSCF\x00{4}")
 
@@ -55,11 +55,11 @@ def members(
 
 def _entries(data: bytes, kind: str, name: str, bounds: Bounds) -> Iterator[Entry]:
     if kind in {"application/zip", "application/java-archive"}:
-        from deliver import zips
+        from deliver.content import zips
 
         return zips.entries(data, bounds)
     if kind in LIBARCHIVE_READS:
-        from deliver import libarchive
+        from deliver.content import libarchive
 
         return libarchive.entries(data, kind, name, bounds)
     if kind == SOMEWHERE:
@@ -67,7 +67,7 @@ def _entries(data: bytes, kind: str, name: str, bounds: Bounds) -> Iterator[Entr
     if kind in NOBODY_READS:
         bounds.exceed(f"an archive cannot be read: nothing here knows {kind.rpartition('/')[2]}")
         return iter(())
-    from deliver import unpack
+    from deliver.content import unpack
 
     return unpack.tar(data, bounds) if kind == "application/x-tar" else unpack.compressed(data, kind, name, bounds)
 

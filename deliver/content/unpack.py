@@ -4,9 +4,9 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from deliver import bounds as limits
-from deliver.bounds import Bounds
-from deliver.filetypes import worth_all
+from deliver.content import bounds as limits
+from deliver.content.bounds import Bounds
+from deliver.content.filetypes import worth_all
 
 XZ_MEMORY = 32 * 1024 * 1024
 """Bytes. What `xz -6` makes needs 9 MiB, `xz -9` 65."""

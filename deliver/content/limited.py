@@ -8,14 +8,16 @@ import os
 import sys
 from collections.abc import Sequence
 
-_START = "import sys; sys.path.insert(0, sys.argv[1]); from deliver import {module}; {module}.main(sys.argv[2:])"
+_START = (
+    "import sys; sys.path.insert(0, sys.argv[1]); from deliver.content import {module}; {module}.main(sys.argv[2:])"
+)
 _BLOCK = 256 * 1024  # bytes
 
 
 def run(
     module: str, arguments: Sequence[str], data: bytes, seconds: float, most: int, packages: bool = False
 ) -> tuple[bytearray, str]:
-    """What ``main(arguments)`` of ``deliver.MODULE`` writes with ``data`` on its standard input; and why that is cut.
+    """What ``main(arguments)`` of ``deliver.content.MODULE`` writes with ``data`` as its input; and why that is cut.
 
     It is ended after so many ``seconds``, or when it has written ``most`` bytes. With ``packages`` it may import what
     is installed beside this program. Never raises OSError.
@@ -25,7 +27,7 @@ def run(
     import time
 
     deadline = time.monotonic() + seconds
-    place = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    place = os.path.abspath(f"{__file__}/../../..")
     start = [sys.executable, "-I", "-B", *(() if packages else ("-S",)), "-c", _START.format(module=module), place]
     output = bytearray()
     words = ""

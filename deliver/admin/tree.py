@@ -6,7 +6,7 @@ import stat
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from deliver.qmailfile import open_directory
+from deliver.admin.qmailfile import open_directory
 
 
 class Found(NamedTuple):

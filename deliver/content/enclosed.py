@@ -4,7 +4,7 @@ import binascii
 import re
 from collections.abc import Iterator
 
-from deliver.bounds import Bounds
+from deliver.content.bounds import Bounds
 
 # POSIX uuencode: a mode and a name; programs that read it take more blanks, other modes, and some none. The draft of
 # yEnc (http://www.yenc.org/yenc-draft.1.3.txt): the name stands last. RFC 1741 appendix A: BinHex's stands inside.

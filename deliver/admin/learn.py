@@ -15,15 +15,15 @@ from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 from deliver import wiring
+from deliver.admin.qmailfile import open_directory
+from deliver.admin.tree import as_owner, is_read, messages
+from deliver.admin.whose import layered, spared, whose
 from deliver.errors import Deferred, DeliverError
 from deliver.learned import Learned
 from deliver.message import Message, Source, read_framing
-from deliver.qmailfile import open_directory
 from deliver.rules.model import is_inbox
 from deliver.settings import Config, Personal
-from deliver.tree import as_owner, is_read, messages
 from deliver.values import INBOX, Content, Verb
-from deliver.whose import layered, spared, whose
 
 KINDS = ("spam", "ham")
 

@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from deliver import quota
+from deliver.admin.qmailfile import open_directory
+from deliver.admin.tree import as_owner, is_read, messages
+from deliver.admin.whose import layered, spared
 from deliver.errors import DeliverError
-from deliver.qmailfile import open_directory
 from deliver.rules.model import is_inbox
 from deliver.settings import Config, Expire
-from deliver.tree import as_owner, is_read, messages
-from deliver.whose import layered, spared
 
 CLASSES = ("read", "unread", "sent", "trash", "spam")
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from deliver import wiring
-from deliver.doctor import Case, Check, Said
+from deliver.admin.doctor import Case, Check, Said
 from deliver.message import Message, Source, read_framing
 from deliver.scan import Scanner
 from deliver.scanners.clamd import Clamd

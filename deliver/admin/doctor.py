@@ -16,9 +16,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from deliver import config as configuration
-from deliver import forward, libarchive, qmailfile, tickbox
+from deliver import forward
+from deliver.admin import qmailfile, tickbox
+from deliver.admin.qmailfile import Kind
+from deliver.content import libarchive
 from deliver.errors import DeliverError
-from deliver.qmailfile import Kind
 from deliver.settings import Config
 from deliver.units import counted
 

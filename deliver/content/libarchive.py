@@ -11,10 +11,10 @@ import struct
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from deliver import rar
-from deliver.bounds import HEAD, RATIO, UNPACKED_CAP, Bounds
-from deliver.filetypes import worth_all
-from deliver.unpack import Entry, unpacked_name
+from deliver.content import rar
+from deliver.content.bounds import HEAD, RATIO, UNPACKED_CAP, Bounds
+from deliver.content.filetypes import worth_all
+from deliver.content.unpack import Entry, unpacked_name
 
 _SECONDS = 2.5
 _MEMORY = 224 * 1024 * 1024  # bytes of addresses, some 60 MiB of them Python's and the libraries' own
@@ -53,7 +53,7 @@ _FRAME = struct.Struct("<cQI")
 
 def entries(data: bytes, kind: str, name: str, bounds: Bounds) -> Iterator[Entry]:
     """The files in an archive of one of the kinds in LIBARCHIVE_READS."""
-    from deliver import limited
+    from deliver.content import limited
 
     most = bounds.bytes + bounds.files * (HEAD + 512)
     arguments = [kind, str(bounds.files), str(max(bounds.bytes, 0)), "all" if bounds.whole else "heads"]
@@ -106,7 +106,7 @@ def main(arguments: Sequence[str]) -> None:
     """In the child: read the archive on standard input, and write the frames."""
     import ctypes
 
-    from deliver.limited import confine
+    from deliver.content.limited import confine
 
     kind, files, size, extent = arguments
     try:

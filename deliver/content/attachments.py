@@ -4,10 +4,10 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from deliver import mime
-from deliver.bounds import DEEPEST, Bounds
-from deliver.filenames import invented
-from deliver.filetypes import (
+from deliver.content import mime
+from deliver.content.bounds import DEEPEST, Bounds
+from deliver.content.filenames import invented
+from deliver.content.filetypes import (
     BINHEX,
     HEAD,
     TNEF,
@@ -97,7 +97,7 @@ def read(chunks: Iterable[bytes]) -> Attached:
     if size > _DOCUMENTS_ASKED:
         untold = "documents are too large for oletools"
     if asked:
-        from deliver import macros
+        from deliver.content import macros
 
         answers, failed = macros.ask(list(asked.values()), bounds)
         untold = failed or untold
@@ -141,7 +141,7 @@ def _walk(chunks: Iterable[bytes], bounds: Bounds, around: tuple[str, ...] = ())
         if not is_text:
             decoded = False
             if is_uuencoded:
-                from deliver import enclosed
+                from deliver.content import enclosed
 
                 for name, content in enclosed.files(part.content, bounds):
                     decoded = True
@@ -155,7 +155,7 @@ def _walk(chunks: Iterable[bytes], bounds: Bounds, around: tuple[str, ...] = ())
         where = "/".join((*around[1:], part.type)) if around else ""
         yield _Found(File((), part.type, "", "".join(around[:1]), path=where), part.content, _ways(part), is_text=True)
         if b"begin" in part.content or b"BinHex" in part.content:
-            from deliver import enclosed
+            from deliver.content import enclosed
 
             for name, content in enclosed.files(part.content, bounds):
                 yield from _file(_enclosed(name, content), content, bounds, around)
@@ -178,7 +178,7 @@ def _file(
     yield _looked(file, content, bounds, ways)
     here = (*around, file.names[0] if file.names else "an archive")
     if kind := kind_of(content, file.names):
-        from deliver.archives import members
+        from deliver.content.archives import members
 
         for member in members(content, kind, "".join(file.names[:1]), bounds, len(here)):
             base = base_name(member.path)
@@ -195,7 +195,7 @@ def _looked(file: File, content: bytes, bounds: Bounds, ways: frozenset[str]) ->
     """A file with what a document shows of itself."""
     if bounds.whole or not is_document(content, file.names):
         return _Found(file, content, ways)
-    from deliver import macros
+    from deliver.content import macros
 
     look = macros.look(content, file.names, bounds)
     file = file._replace(encrypted=file.encrypted or bool(look.encrypted), macros=look.macros)
@@ -211,7 +211,7 @@ def _inside(file: File, content: bytes, bounds: Bounds, around: tuple[str, ...])
     if len(around) > DEEPEST:
         bounds.exceed("archives lie too deep in each other")
     elif is_encoded:
-        from deliver import enclosed
+        from deliver.content import enclosed
 
         found = False
         for name, inner in enclosed.files(content, bounds):
@@ -220,12 +220,12 @@ def _inside(file: File, content: bytes, bounds: Bounds, around: tuple[str, ...])
         if file.detected == BINHEX and not found:
             bounds.exceed("an archive cannot be read: nothing was found in it")
     elif is_wrapper:
-        from deliver import tnef
+        from deliver.content import tnef
 
         for name, inner in tnef.files(content):
             yield from _file(_enclosed(name, inner), inner, bounds, around)
     elif signed:
-        from deliver.signed import content as what_is_signed
+        from deliver.content.signed import content as what_is_signed
 
         yield from _walk(mime.pieces(what_is_signed(content)), bounds, around)
     else:  # mail programs pass over empty lines at its front

@@ -9,9 +9,9 @@ import struct
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from deliver.archives import members
-from deliver.bounds import DEEPEST, Bounds
-from deliver.filetypes import OLE, PDF, detect, is_document
+from deliver.content.archives import members
+from deliver.content.bounds import DEEPEST, Bounds
+from deliver.content.filetypes import OLE, PDF, detect, is_document
 
 _MEMORY = 512 * 1024 * 1024  # bytes of addresses for oletools: most of them are libraries'
 _SECONDS = 3.0
@@ -144,7 +144,7 @@ def _package(content: bytes, bounds: Bounds, depth: int) -> Look:
 
 def ask(documents: Sequence[bytes], bounds: Bounds) -> tuple[list[bool], str]:
     """What oletools says of each, whether it has macros, in a limited child; and why it did not say all."""
-    from deliver import limited
+    from deliver.content import limited
 
     seconds = max(min(bounds.left(), _SECONDS), _LEAST)
     sizes = [str(len(one)) for one in documents]
@@ -158,7 +158,7 @@ def main(sizes: Sequence[str]) -> None:
     """In the child: for each document on standard input a "1", a "0", or a "?" where oletools fails."""
     from oletools.olevba import FileOpenError, VBA_Parser  # type: ignore[import-untyped]
 
-    from deliver.limited import confine
+    from deliver.content.limited import confine
 
     confine(_SECONDS, _MEMORY, files=8)  # it imports codecs late
     for size in sizes:
