@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import sys
 import time
@@ -15,7 +16,7 @@ from click.testing import CliRunner
 from main_job import own
 
 from deliver import config
-from deliver.admin import doctor, doctor_mailboxes, doctor_scanners
+from deliver.admin import doctor, doctor_mailboxes, doctor_scanners, tree
 from deliver.admin.doctor import Said
 from deliver.commands import cli
 from deliver.commands.sample import sample_message
@@ -169,6 +170,20 @@ def test_the_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             assert levels(list(doctor.the_service(one))) == ["problem", "ok"]
             listener.listen()
             assert levels(list(doctor.the_service(one))) == ["ok", "ok"]
+
+
+def test_a_service_of_another_user_is_no_problem(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its door has mode 0600, and each delivery of ours does its own work; nothing is to be removed there."""
+    door = scratch / "sock"
+    monkeypatch.setenv("DELIVER_SOCKET", str(door))
+    one = case(scratch, "[service]\nlmtp = []\n")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(door))
+        listener.listen()
+        door.chmod(0)
+        with tree.as_owner(scratch.stat()):
+            found = list(doctor.the_service(one))
+    assert (levels(found), "is not open to uid" in words(found)) == (["ok"], True)
 
 
 def test_the_quarantine(tmp_path: Path) -> None:
@@ -373,6 +388,11 @@ def test_each_fault_of_a_mailbox(home: Path) -> None:
     (maildir / "deliver" / "quarantine").chmod(0o700)
     (home / "mailfilter.toml").write_text("[[rule]]\nfil = 'A'\n")
     said("permissions", "deliver check --user")
+    (home / "mailfilter.toml").write_text("[[rule]]\nfile = 'A'\n")
+    (home / "mailfilter.toml").chmod(0o620)
+    said("permissions", f"chmod 600 {home}/mailfilter.toml")  # what it says is sound
+    (home / "mailfilter.toml").chmod(0)
+    said("permissions", f"chmod 600 {home}/mailfilter.toml")
     (home / "mailfilter.toml").unlink()
 
     qmail = home / ".qmail"
@@ -454,6 +474,33 @@ def test_the_command(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     found = [json.loads(line) for line in bad.output.splitlines()]
     assert [one["check"] for one in found if one["level"] == "problem"] == [".qmail"]
     assert (found[-1]["level"], "1 of 1 mailbox with" in found[-1]["text"]) == ("warning", True)
+
+
+def test_a_line_without_a_maildir_is_a_problem(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All mail waits there (75), and no Maildir is there to be examined."""
+    monkeypatch.setenv("DELIVER_SOCKET", str(tmp_path / "none"))
+    site = tmp_path / "site.toml"
+    site.write_text('maildir = "Maildir"\n')
+    site.chmod(0o644)
+
+    def said() -> tuple[int, str]:
+        own(home)
+        done = CliRunner().invoke(cli, ["doctor", "--config", str(site), str(home.parent)])
+        return done.exit_code, done.output
+
+    (home / ".qmail").write_text("|/usr/local/bin/deliver\n")
+    assert (said()[0], "all mail waits" in said()[1]) == (0, False)
+    (home / "Maildir").rename(home / "elsewhere")
+    (home / "Maildir").symlink_to("elsewhere")
+    assert (said()[0], f"{home}/Maildir is a symbolic link: all mail waits" in said()[1]) == (1, True)
+    site.write_text('maildir = "Maildir/."\n')
+    assert (said()[0], "all mail waits" in said()[1]) == (0, False)
+    (home / "Maildir").unlink()
+    assert (said()[0], "is not there, and is never made" in said()[1]) == (1, True)
+    (home / ".qmail").write_text("|/usr/local/bin/deliver --maildir elsewhere\n")
+    assert (said()[0], "all mail waits" in said()[1]) == (0, False)
+    shutil.rmtree(home / "elsewhere")
+    assert "there is no Maildir at or below it" in said()[1]
 
 
 def test_a_check_that_breaks_is_a_problem(tmp_path: Path) -> None:

@@ -96,6 +96,10 @@ def the_service(case: Case) -> Iterator[Said]:
         begun = time.monotonic()
         try:
             said = _knock(address, len(greeting))
+        except PermissionError:  # the command's door is 0600: it is there for the deliveries of one user
+            words = f"{address} is not open to uid {os.geteuid()}, whose deliveries do their own work"
+            yield Said("ok", words, "to see whether it answers, ask as the service's user, or as root")
+            continue
         except (OSError, ValueError) as error:
             yield Said("problem", f"{address}: {error}", "start `deliver serve`, or remove what is left of its socket")
             continue

@@ -90,7 +90,17 @@ def mailbox_permissions(case: Case, place: Place) -> Iterator[Said]:
         with contextlib.suppress(DeliverError):
             error = configuration.personal(path, case.settings, place.state.st_uid).error
             if error:
-                yield Said("warning", f"{path}: {error}", f"deliver check --user {path}")
+                yield Said("warning", f"{path}: {error}", _advice(path, place.state))
+
+
+def _advice(path: str, owner: os.stat_result) -> str:
+    """What to do about an owner's file that is not used: root's `deliver check` sees nothing wrong with its mode."""
+    with contextlib.suppress(OSError):
+        state = os.lstat(path)
+        trusted = state.st_uid in (0, owner.st_uid) and not state.st_mode & 0o022
+        if stat.S_ISREG(state.st_mode) and not (trusted and os.access(path, os.R_OK, effective_ids=True)):
+            return f"chown {owner.st_uid}:{owner.st_gid} {path}; chmod 600 {path}"
+    return f"deliver check --user {path}"
 
 
 def mailbox_quarantine(case: Case, place: Place) -> Iterator[Said]:
@@ -200,3 +210,28 @@ def examine(case: Case, top: int, path: str, shown: str) -> Iterator[tuple[str, 
                 yield name, said
     finally:
         os.close(descriptor)
+
+
+def homeless(case: Case, top: int, path: str, shown: str) -> Iterator[Said]:
+    """Says so where the .qmail file at ``path`` calls us and there is no Maildir that we deliver into."""
+    parent, name = os.path.split(path)
+    try:
+        directory = qmailfile.open_directory(parent, top)
+    except OSError:  # the walk through the tree said it
+        return
+    try:
+        with tree.as_owner(os.fstat(directory)):
+            lines = qmailfile.parse(qmailfile.read(directory, name)[0])
+            maildir = os.path.join(os.path.dirname(shown), case.settings.maildir.rstrip("/"))
+            if not any(line.kind is Kind.OURS and b"--maildir" not in line.raw for line in lines):
+                return
+            if os.path.islink(maildir):
+                advice = 'a link is not followed: put the Maildir there, or trust it: maildir = "Maildir/."'
+                yield Said("problem", f"{shown}: {maildir} is a symbolic link: all mail waits", advice)
+            elif not os.path.isdir(maildir):
+                advice = f"maildirmake {maildir}, as the mailbox's owner"
+                yield Said("problem", f"{shown}: {maildir} is not there, and is never made: all mail waits", advice)
+    except OSError:
+        return
+    finally:
+        os.close(directory)

@@ -51,7 +51,12 @@ def _mailboxes(case: work.Case, path: str, report: "_Report") -> None:
         report.say("mailboxes", Said("problem", f"{path}: {error.strerror}"))
         return
     try:
-        found = [one for one in tree.walk(top) if one.kind in ("maildir", "failed")]
+        everything = list(tree.walk(top))
+        found = [one for one in everything if one.kind in ("maildir", "failed")]
+        for one in everything:
+            if one.kind == "qmail":
+                for words in doctor_mailboxes.homeless(case, top, one.path, os.path.join(path, one.path)):
+                    report.say(".qmail", words)
         healthy = 0
         with bar(len(found), "examining") as progress:
             for one in found:
@@ -65,7 +70,9 @@ def _mailboxes(case: work.Case, path: str, report: "_Report") -> None:
                 healthy += not said
                 progress.update(1)
         boxes = counted(len(found), "mailbox", "mailboxes")
-        if ill := len(found) - healthy:
+        if not found:
+            summary = Said("warning", f"{path}: there is no Maildir at or below it", "`deliver` never makes one")
+        elif ill := len(found) - healthy:
             summary = Said("warning", f"{path}: {ill} of {boxes} with a warning or problem, see above")
         else:
             summary = Said("ok", f"{path}: {boxes}, nothing to complain of")
