@@ -113,7 +113,8 @@ def _owners_rights(path: str) -> Iterator[None]:
 
 def _there(archive: Archive) -> Archive:
     if not os.path.isdir(archive.path):
-        raise click.ClickException(f"{archive.path}: there is no quarantine; name it with --directory or --maildir")
+        words = "there is no quarantine: nothing was ever held, or it is elsewhere (--directory, --maildir)"
+        raise click.ClickException(f"{archive.path}: {words}")
     return archive
 
 

@@ -278,6 +278,10 @@ def test_a_conversion_that_the_user_cannot_read_is_none(scratch: Path) -> None:
     assert "cannot be used" not in tree.adopt()
 
 
+def test_undo_says_where_backups_are(tree: Tree) -> None:
+    assert "keeps no old files; look below /var/lib/deliver/adopt\n" in tree.undo(code=1)
+
+
 def test_a_mailbox_without_maildir_is_left(tree: Tree) -> None:
     (tree.domain / ".qmail-box").write_text(f"{TOASTER}\n")
     assert "Maildir is not there" in tree.adopt()

@@ -196,7 +196,11 @@ class _Report:
 
 
 def _undo(directory: str, dry_run: bool, as_json: bool) -> None:
-    path, entries = work.read_journal(directory)
+    try:
+        path, entries = work.read_journal(directory)
+    except FileNotFoundError as error:
+        parent = os.path.dirname(work.default_backup())
+        raise click.ClickException(f"{directory} keeps no old files; look below {parent}") from error
     restored = errors = 0
     with work.Root(path) as tree, bar(len(entries), "restoring") as progress:
         results = itertools.repeat(None, len(entries)) if dry_run else work.undo(tree, entries)
