@@ -193,6 +193,8 @@ def show(desk: Desk, id_: str, *, raw: bool) -> None:
             for chunk in whole(held, desk.archive):
                 sys.stdout.buffer.write(chunk)
             return
+        if id_ in desk.archive.ids("released"):
+            click.echo("state      released; audit.log in the quarantine says when, by whom and to whom")
         for line in explained(held, desk.archive):
             click.echo(line)
     except KeyError as error:

@@ -120,6 +120,13 @@ def test_release_delivers_to_where_it_was_going(archive: Archive, maildir: Path)
     assert ({"who": "me", "did": "release", "id": one.id} | what).items() <= json.loads(audit).items()
 
 
+def test_show_says_that_a_message_was_released(archive: Archive, maildir: Path) -> None:
+    one = put(archive, held(maildir))
+    assert "released" not in run(maildir, "show", one.id).stdout
+    run(maildir, "release", one.id)
+    assert "state      released" in run(maildir, "show", one.id).stdout
+
+
 def test_a_release_does_not_look_at_the_others(
     archive: Archive, maildir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
