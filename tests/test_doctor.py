@@ -146,11 +146,17 @@ def test_a_spamd_that_sees_no_spam(tmp_path: Path) -> None:
     assert levels(found) == ["problem"]
 
 
-def test_the_configuration(tmp_path: Path) -> None:
-    one = case(tmp_path, '[spam]\nfolder = "../x"\n')
+def test_the_configuration(scratch: Path) -> None:
+    scratch.chmod(0o755)
+    directory = scratch / "etc"
+    directory.mkdir(mode=0o755)
+    one = case(directory, '[spam]\nfolder = "../x"\n')
     assert "deliver check" in words(list(doctor.the_configuration(one)))
-    one = case(tmp_path, 'maildir = "Maildir"\n')
+    one = case(directory, 'maildir = "Maildir"\n')
     assert levels(list(doctor.the_configuration(one))) == ["ok"]
+    directory.chmod(0o700)  # as mkdir makes it under root's umask of 077
+    assert f"chmod o+x {directory}" in words(list(doctor.the_configuration(one)))
+    directory.chmod(0o755)
     Path(one.path).chmod(0o666)
     assert levels(list(doctor.the_configuration(one))) == ["problem"]
     Path(one.path).chmod(0o640)

@@ -13,6 +13,7 @@ import stat
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 from deliver import config as configuration
@@ -73,12 +74,17 @@ def the_configuration(case: Case) -> Iterator[Said]:
         yield Said("warning", f"{case.path}: {counted(len(problems), 'warning')}", "`deliver check` says more")
     try:
         state = os.stat(case.path)
+        above = Path(os.path.abspath(case.path)).parents
+        closed_to_others = next((str(one) for one in above if not one.stat().st_mode & 0o001), "")
     except OSError:
         return
     if state.st_mode & 0o022:
         yield Said("problem", f"{case.path} can be written by others", f"chmod go-w {case.path}")
     elif not state.st_mode & 0o004:
         yield Said("warning", f"{case.path} cannot be read by everybody", "whoever mail is delivered as must read it")
+    elif closed_to_others:
+        advice = f"whoever mail is delivered as must read what is in it: chmod o+x {closed_to_others}"
+        yield Said("warning", f"{closed_to_others} cannot be entered by everybody", advice)
     elif not problems:
         yield Said("ok", case.path)
 
