@@ -686,6 +686,15 @@ def test_results_of_trusted_servers(value: dict[str, Any], expected: bool) -> No
     assert holds({"auth": value}, RESULTS, TRUSTED) is expected
 
 
+@pytest.mark.parametrize("name", ["mx.\u212aelvin.example", "mx.kelvin.example\u00a0x", "mx.kelvin.example\u0085x"])
+def test_a_name_that_unicode_makes_of_another_is_not_the_trusted_one(name: str) -> None:
+    """KELVIN SIGN is "k" in small letters: the server called mx.kelvin.example does not take that for itself."""
+    trusted = Outside(trusted=frozenset({"mx.kelvin.example"}))
+    raw = f"Authentication-Results: {name}; spf=pass\n\n".encode()
+    assert holds({"auth": {"spf": "pass"}}, raw, trusted) is False
+    assert holds({"auth": {"spf": "pass"}}, raw.replace(name.encode(), b"MX.Kelvin.example 1"), trusted) is True
+
+
 @pytest.mark.parametrize("unit", [b" ", b'"\\', b" = ", b"(", b"; spf=pass "])
 def test_results_are_read_in_time_linear_in_the_field(unit: bytes) -> None:
     raw = b"Authentication-Results: mx.example.net; spf" + unit * (400_000 // len(unit)) + b"x=pass\n\n"

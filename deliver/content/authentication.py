@@ -28,8 +28,10 @@ def results(fields: Iterable[bytes], trusted: frozenset[str]) -> list[Result]:
         if len(found) >= MOST:
             break
         server, *said = _sections(_FOLD.sub(b"", raw).decode("utf-8", "replace"))
-        words = server.split()
-        if words and words[0].strip('"').lower() in trusted:
+        # As bytes, in which no letter beyond ASCII is a blank or becomes "k": the trusted server, which takes out what
+        # comes in its name, is not deceived by these either.
+        words = server.encode().lower().split()
+        if words and words[0].strip(b'"').decode() in trusted:
             found += [one for part in said if (one := _result(part))]
     return found[:MOST]
 
