@@ -163,7 +163,9 @@ def kind(value: object) -> str:
 def quoted(value: str) -> str:
     """A value for an explanation: cut, and without what a terminal would obey."""
     shown = value if len(value) <= LONGEST_SHOWN else f"{value[: LONGEST_SHOWN - 3]}..."
-    return '"' + "".join(char if char.isprintable() else "\ufffd" for char in shown) + '"'
+    if not shown.isprintable():
+        shown = "".join(char if char.isprintable() else "\ufffd" for char in shown)
+    return f'"{shown}"'
 
 
 def closest(word: str, among: Iterable[str]) -> str:
