@@ -118,14 +118,6 @@ def test_rules_are_in_the_manual_page() -> None:
     assert sorted(items) == sorted({*rule_files._KEYS, *conditions.NAMES})
 
 
-def test_names_to_come_are_not_promised() -> None:
-    """They are said to be missing, where the language is described and among the known issues."""
-    for page in ("configuration.md", "known-issues.md"):
-        text = (DOCS / page).read_text()
-        missing = [name for name in rule_files._COMING if f"`{name}`" not in text]
-        assert missing == [], page
-
-
 @pytest.mark.parametrize("example", list(examples()), ids=lambda example: f"{example.page}:{example.line}")
 def test_examples_are_accepted(example: Example) -> None:
     """And those that are meant to be wrong are not."""

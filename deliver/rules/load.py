@@ -110,10 +110,8 @@ def _with_key(rule: Rule, key: str, value: object, place: Place, *, user: bool) 
         return _KEYS[key](rule, value, place)
     if key in NAMES:
         raise ValueError(f'"{key}" is a condition and belongs below [rule.when]')
-    if key in _COMING:
-        raise ValueError(f'action "{key}" is not there yet')
     meant = _OTHER_WORDS.get(key.lower())
-    hint = f"; did you mean {meant}?" if meant else closest(key, {*_KEYS, *_COMING, *NAMES})
+    hint = f"; did you mean {meant}?" if meant else closest(key, {*_KEYS, *NAMES})
     raise ValueError(f'unknown key "{key}"{hint}')
 
 
@@ -402,10 +400,6 @@ _OTHER_WORDS = {
     }.items()
     for word in words.split()
 }
-
-_COMING: tuple[str, ...] = ()
-"""Actions of the language that nothing performs yet."""
-
 
 # --- values ------------------------------------------------------------------------------------------------------
 
