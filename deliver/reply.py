@@ -14,6 +14,7 @@ _ROLES = re.compile(
 """Local parts behind which nobody reads: those of Dovecot's vacation (the first line), of lists and bounce handlers
 with a sender for each recipient (VERP), of programs. Not SRS and BATV: those lead back to a person."""
 
+_LED_HERE = re.compile(rb"(?im)^(?:x-original-to|envelope-to)[ \t]*:(.*(?:\n[ \t].*)*)")
 _ADDRESS = re.compile(
     r"(?!-)[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+(?:\.[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+)*"
     r"@[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?)*"
@@ -63,7 +64,7 @@ def _by_header(message: Message, mine: set[str]) -> str:
     if any(_first_word(value) == "multipart/report" for value in message.fields("content-type")):
         return "it is a report, such as a bounce"
     # The address that an alias led here from: the MTA writes it on top (Postfix' X-Original-To, Exim's Envelope-To).
-    aliases = {one.lower() for one in headers.addresses(message.framing.others.partition(b":")[2])}
+    aliases = {one.lower() for value in _LED_HERE.findall(message.framing.others) for one in headers.addresses(value)}
     named = {one.lower() for name in _TO_OTHERS for value in message.fields(name) for one in headers.addresses(value)}
     if not (mine | aliases) & named:
         return "no address of this mailbox stands in To or Cc (reply has my-addresses for others)"

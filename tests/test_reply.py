@@ -61,6 +61,14 @@ def test_the_address_that_an_alias_led_here_from_counts_only_where_the_mail_serv
     assert why("X-Original-To: sales@example.org\n", to="sales@example.org")
 
 
+def test_the_alias_stands_among_other_lines_of_the_mail_servers() -> None:
+    """As Exim's appendfile and pipe transports add them: return_path_add, envelope_to_add, delivery_date_add."""
+    top = b"Return-path: <a@b.test>\nEnvelope-to: sales@example.org\nDelivery-date: Sat, 28 Nov 2026 08:00:00 +0000\n"
+    source = Source.of(top + b"From: a@b.test\nTo: sales@example.org\n\n")
+    aliased = Message(source, read_framing(source.head))
+    assert reply.why_not(aliased, Envelope("a@b.test", "you@example.org", "/m"), ()) == ""
+
+
 @pytest.mark.parametrize(
     "sender",
     [
