@@ -4,6 +4,7 @@ What is said is certain: where a pattern could mean anything, nothing is said. F
 Subject, ...) are taken to stand there once.
 """
 
+import functools
 import math
 import re
 from collections.abc import Callable, Iterator
@@ -65,43 +66,60 @@ def _namesakes(rules: list[tuple[int, dict[str, Any]]]) -> Iterator[Problem]:
     for index, rule in rules:
         name = rule.get("name")
         if isinstance(name, str) and known.setdefault(name, index) != index:
-            text = f'rule {known[name] + 1} has this name, too: logs and explanations cannot tell them apart'
+            text = f"rule {known[name] + 1} has this name, too: logs and explanations cannot tell them apart"
             yield Problem(("rule", index, "name"), text, warning=True)
+
+
+class _Value:
+    """A condition's value: what it accepts is found out once, with however many others it is compared."""
+
+    def __init__(self, raw: object) -> None:
+        self.raw = raw
+
+    @functools.cached_property
+    def alternatives(self) -> list[_Alternative]:
+        return list(_alternatives(self.raw))
+
+    @functools.cached_property
+    def fields(self) -> dict[str, "_Value"]:
+        return {key: _Value(one) for key, one in self.raw.items()} if isinstance(self.raw, dict) else {}
 
 
 def _hidden(rules: list[tuple[int, dict[str, Any]]]) -> Iterator[Problem]:
     """Rules behind one that places every message which they match."""
-    order = sorted(rules, key=lambda item: item[1].get("stage") == "after")
-    for place, (index, rule) in enumerate(order):
-        for above, earlier in order[:place]:
-            wide = earlier.get("when")
-            if (
-                isinstance(wide, dict)
-                and wide
-                and any(earlier.get(key, False) is not False for key in _PLACING)
-                and _sees(earlier) in ("all", _sees(rule))
-                and isinstance(rule.get("when"), dict)
-                and all(key in rule["when"] and _covers(key, value, rule["when"][key]) for key, value in wide.items())
-            ):
+    placing: list[tuple[int, object, _Value]] = []
+    for index, rule in sorted(rules, key=lambda item: item[1].get("stage") == "after"):
+        when = rule.get("when")
+        if not isinstance(when, dict) or not when:
+            continue
+        narrow = _Value(when)
+        for above, sees, wide in placing:
+            if sees in ("all", _sees(rule)) and _all_cover(wide.fields, narrow.fields):
                 text = f"rule {above + 1} places every message that this one could match; this one is never asked"
                 yield Problem(("rule", index), text, warning=True)
                 break
+        if any(rule.get(key, False) is not False for key in _PLACING):
+            placing.append((index, _sees(rule), narrow))
 
 
-def _covers(name: str, wide: object, narrow: object) -> bool:
+def _all_cover(wide: dict[str, _Value], narrow: dict[str, _Value], name: str = "") -> bool:
+    return all(key in narrow and _covers(name or key, value, narrow[key]) for key, value in wide.items())
+
+
+def _covers(name: str, wide: _Value, narrow: _Value) -> bool:
     """Whether a condition surely holds wherever the other one of its name does."""
-    if wide == narrow:
+    if wide.raw == narrow.raw:
         return True
-    if name == "header" and isinstance(wide, dict) and isinstance(narrow, dict):
-        return all(key in narrow and _covers("subject", value, narrow[key]) for key, value in wide.items())
+    if name == "header" and wide.fields and narrow.fields:
+        return _all_cover(wide.fields, narrow.fields, "subject")
     if name in _NUMBERS:
-        spans = [_span(one, name) for one in (wide if isinstance(wide, list) else [wide])]
-        wanted = [_span(one, name) for one in (narrow if isinstance(narrow, list) else [narrow])]
+        spans = [_span(one, name) for one in (wide.raw if isinstance(wide.raw, list) else [wide.raw])]
+        wanted = [_span(one, name) for one in (narrow.raw if isinstance(narrow.raw, list) else [narrow.raw])]
         return all(any(_both(one, other) == one for other in spans if other != _EVERYTHING) for one in wanted)
     if name not in _TEXTS:
         return False
-    accepting = [one.accepts for one in _alternatives(wide) if one.accepts]
-    shapes = [one.shape for one in _alternatives(narrow)]
+    accepting = [one.accepts for one in wide.alternatives if one.accepts]
+    shapes = [one.shape for one in narrow.alternatives]
     return bool(shapes) and all(shape is not None and any(accepts(shape) for accepts in accepting) for shape in shapes)
 
 
@@ -204,7 +222,8 @@ def _containing(part: str) -> _Alternative:
 
 
 def _literal(text: str) -> _Alternative:
-    return _Alternative(text, lambda found: found.casefold() == text.casefold(), text)
+    folded = text.casefold()
+    return _Alternative(text, lambda found: found.casefold() == folded, text)
 
 
 def _glob(glob: str) -> _Alternative:
@@ -216,7 +235,13 @@ def _glob(glob: str) -> _Alternative:
     pattern = "".join(wild.get(part, re.escape(part.removeprefix("\\"))) for part in parts)
     shape = "".join({"*": _ANY, "?": _ONE}.get(part, part.removeprefix("\\")) for part in parts)
     # Only ever asked about a text of the same file; `check` may take its time.
-    return _Alternative(None, lambda found: re.fullmatch(f"(?si:{pattern})", found) is not None, shape)
+    return _Alternative(None, lambda found: _compiled(pattern).fullmatch(found) is not None, shape)
+
+
+@functools.cache
+def _compiled(pattern: str) -> re.Pattern[str]:
+    """Kept for a thousand rules: re itself keeps 512."""
+    return re.compile(pattern, re.DOTALL | re.IGNORECASE)
 
 
 # --- numbers -----------------------------------------------------------------------------------------------------
