@@ -9,6 +9,7 @@ from deliver.convert.formulas import FALSE, TRUE, Formula, Leaf, any_of, negated
 from deliver.convert.maildrop_patterns import Capture, header
 from deliver.convert.maildrop_pcre import CannotSay, is_in, text_test
 from deliver.convert.patterns import glob
+from deliver.convert.variables import braced
 
 
 @dataclass(frozen=True)
@@ -302,7 +303,7 @@ def _named(part: str | Symbol) -> tuple[str, bool]:
     """A part of a path as our folders' names have it, and whether the original keeps a message's letters there."""
     match part:
         case str():
-            return part.replace("{", "{{").replace("}", "}}"), False
+            return braced(part), False
         case Home():
             return "~", False
         case Mailbox():

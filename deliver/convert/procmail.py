@@ -40,7 +40,7 @@ from deliver.convert.procmail_source import (
     read,
     words,
 )
-from deliver.convert.sieve_variables import Variables
+from deliver.convert.variables import Variables
 from deliver.values import INBOX
 
 PREFACE = (

@@ -6,6 +6,8 @@ between two characters that no file has (Unicode's private use), until it is kno
 
 import re
 
+from deliver.convert.variables import braced
+
 _MARKED = re.compile("\ue000([a-z-]+)\ue001")
 
 
@@ -21,7 +23,7 @@ def of_message(value: str) -> bool:
 
 def with_placeholders(value: str) -> str:
     """The value as our rules write it, in a folder's name or a header line."""
-    return _MARKED.sub(r"{\1}", value.replace("{", "{{").replace("}", "}}"))
+    return _MARKED.sub(r"{\1}", braced(value))
 
 
 OWN = frozenset(

@@ -10,9 +10,10 @@ from deliver.convert.flow import AT_THE_END, Does, Flow, Lost, Statement
 from deliver.convert.formulas import FALSE, TRUE, Formula, Guard, all_of, any_of, excluded, literals, negated
 from deliver.convert.model import Conversion, Converted, Reported
 from deliver.convert.patterns import Untranslatable, sound
+from deliver.convert.sieve_match import SMALL
 from deliver.convert.sieve_source import Command
 from deliver.convert.sieve_tests import Scope, formula
-from deliver.convert.sieve_variables import SMALL, braced
+from deliver.convert.variables import braced
 from deliver.rules.load import LONGEST_LINE
 from deliver.rules.model import is_inbox
 from deliver.rules.placeholders import names as placeholders

@@ -8,9 +8,10 @@ from typing import Any
 from deliver.convert import patterns, sieve_times
 from deliver.convert.formulas import FALSE, TRUE, Formula, Guard, Leaf, all_of, any_of, any_way, negated
 from deliver.convert.patterns import Untranslatable
+from deliver.convert.sieve_match import captured
 from deliver.convert.sieve_source import Command
-from deliver.convert.sieve_variables import Held, Variables, braced, captured
 from deliver.convert.spam_lines import spam_line
+from deliver.convert.variables import Held, Variables, braced
 from deliver.rules.placeholders import names as placeholders
 from deliver.rules.placeholders import put
 
