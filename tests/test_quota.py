@@ -641,6 +641,7 @@ def test_recording_does_not_wait_for_ever(path: Path) -> None:
         ("100 MB, 10000 messages", Limit(100_000_000, 10000)),
         ("1 MiB", Limit(1048576, 0)),
         ("1 message", Limit(0, 1)),
+        ("10 messages, 1.5 KiB", Limit(1536, 10)),
         ("100000000S,10000C", Limit(100_000_000, 10000)),
         ("10000C", Limit(0, 10000)),
         ("104857600", Limit(104857600, 0)),
@@ -653,7 +654,7 @@ def test_limits_are_read_in_the_sites_and_in_maildirs_form(text: str, limit: Lim
     assert parse_limit(text) == limit
 
 
-@pytest.mark.parametrize("text", ["100 M", "many", "-1S", "100 MB 5 messages", "5X", ",", "100MB,", "٣S"])
+@pytest.mark.parametrize("text", ["100 M", "many", "-1S", "100 MB 5 messages", "5X", ",", "100MB,", "٣S", "100 MB, 10000", "1C,2 messages"])
 def test_a_wrong_limit_is_explained(text: str) -> None:
     with pytest.raises(ValueError, match='expected a limit such as "100 MB, 10000 messages"'):
         parse_limit(text)

@@ -62,7 +62,7 @@ def test_what_is_no_size_is_refused_with_an_example(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["", "5", "5 m", "5 months", "-5 s", "1 h 30 min", "nan s", "inf d", "1e9 s", "٣ s"])
 def test_what_is_no_span_is_refused_with_an_example(text: str) -> None:
-    with pytest.raises(ValueError, match=r'expected a span of time such as "5 min".*min'):
+    with pytest.raises(ValueError, match=r'expected a span of time such as "5 min" \(units s, min, h, d, w\)'):
         parse_span(text)
 
 
