@@ -13,7 +13,7 @@ from packed import zipped
 
 from deliver.content import bounds
 from deliver.content.bodies import TEXT_CAP
-from deliver.lists import Lists
+from deliver.lists import SITE_CAP, USER_CAP, Lists
 from deliver.message import Message, Source, read_framing
 from deliver.rules.load import load
 from deliver.rules.matching import LARGEST_BODY_REGEX
@@ -277,13 +277,47 @@ def test_an_owners_list_lies_beside_the_maildir_and_leads_nowhere_else(tmp_path:
     assert "cannot be used" in why({"in": "own"}, outside=outside)
     own.unlink()
     own.write_text("shop.example.org\n")
-    own.chmod(0o666)
-    assert holds({"in": "own"}, outside=outside) is None
+    for writable in (0o666, 0o602, 0o620):
+        own.chmod(writable)
+        assert holds({"in": "own"}, outside=outside) is None
     own.chmod(0o600)
     assert holds({"in": "own"}, outside=outside) is True
     own.unlink()
     os.mkfifo(own)
     assert holds({"in": "own"}, outside=outside) is None
+
+
+def test_a_strangers_list_is_not_the_owners(tmp_path: Path) -> None:
+    own = tmp_path / "friends.txt"
+    own.write_text("shop.example.org\n")
+    if os.geteuid() == 0:
+        os.chown(own, 65534, 65534)  # root's would be taken
+    with pytest.raises(CannotTell, match="does not belong to the mailbox's owner"):
+        Lists({"own": "friends.txt"}).entries("own", str(tmp_path), own.stat().st_uid + 1)
+
+
+def test_a_list_may_be_as_long_as_its_cap(tmp_path: Path) -> None:
+    """The site's longer than an owner's; it may be a link and writable by whom the site likes."""
+    from deliver.errors import NotConfigured
+
+    path = tmp_path / "friends.txt"
+    path.write_text("shop.example.org\n")
+    own, site = Lists({"friends": "friends.txt"}), Lists({"friends": str(tmp_path / "link")})
+    (tmp_path / "link").symlink_to(path)
+    os.truncate(path, USER_CAP)
+    assert "shop.example.org" in own.entries("friends", str(tmp_path), os.geteuid())
+    os.truncate(path, USER_CAP + 1)
+    with pytest.raises(CannotTell, match="larger than 8 MiB"):
+        own.entries("friends", str(tmp_path), os.geteuid())
+    path.chmod(0o666)
+    assert "shop.example.org" in site.entries("friends", str(tmp_path), os.geteuid())
+    os.truncate(path, SITE_CAP + 1)
+    with pytest.raises(NotConfigured, match="larger than 64 MiB"):
+        site.entries("friends", str(tmp_path), os.geteuid())
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(NotConfigured, match="not a regular file"):
+        site.entries("friends", str(tmp_path), os.geteuid())
 
 
 # --- body --------------------------------------------------------------------------------------------------------
