@@ -730,6 +730,20 @@ def test_what_is_no_rc_file_is_refused_with_its_line(rc: str, line: int, words: 
     assert error.value.line == line
 
 
+def test_hostile_expressions_take_no_time() -> None:
+    """Compared by trying every way these take minutes, or years."""
+    value = f'X={"a" * 1000}\n:0\n* X ?? a*a*a*(a+)+b\n.x/\n'
+    (never,) = convert(value).reported
+    assert never.reason == "no message comes to it"
+    for wild in ("[ ]*", '"*'):
+        assert convert(f":0 B\n* name={wild * 40}x\n.x/\n").rules == ()
+
+
+def test_what_is_no_text_is_compared_with_nothing() -> None:
+    (line,) = convert("X=\udcff\n:0\n* X ?? y\n.x/\n").reported
+    assert "cannot be tried" in line.reason
+
+
 def test_the_command_converts_them(tmp_path: Path) -> None:
     rc = tmp_path / ".procmailrc"
     rc.write_text(":0\n* ^Subject:.*x\n.x/\n")

@@ -16,9 +16,6 @@ from deliver.convert.spam_lines import spam_line
 MOST_WAYS = 200
 """Ways to read an expression that are written out."""
 
-LONGEST_VALUE = 1000
-"""Characters of a variable that are compared."""
-
 _WORD = "[^a-zA-Z0-9_]"
 """What procmailrc(5) says of \\< and \\>: the character beside a word."""
 
@@ -75,17 +72,23 @@ def in_body(pattern: str, *, cased: bool) -> Formula:
 
 
 def is_in(value: str, pattern: str, *, cased: bool) -> bool:
-    """Whether an expression is in a text that is known. Raises Untranslatable for all but simple ones.
+    """Whether an expression is in a text that is known. Raises Untranslatable.
 
-    Python's own patterns may take for ever, and whoever wrote the recipe is not whoever converts it.
+    RE2, since Python's own patterns may take for ever, and whoever wrote the recipe is not whoever converts it.
     """
-    repeats = len(re.findall(r"[*+]", pattern)) > 3 or re.search(r"\)[*+]", pattern)
-    if repeats or len(value) > LONGEST_VALUE or "\\/" in pattern or "[[:" in pattern:
-        raise Untranslatable("what a variable is compared with is not simple enough to be tried now")
+    import re2
+
+    if "\\/" in pattern:
+        raise Untranslatable(r"\/ takes a part of a variable")
     whole = pattern.endswith("^^") and len(pattern) > 2
     source = _ways(parse(pattern[:-2] if whole else pattern))
-    flags = re.MULTILINE | (0 if cased else re.IGNORECASE)
-    return re.search(rf"(?:{source})\Z" if whole else source, value, flags) is not None
+    options = re2.Options()
+    options.log_errors = False
+    options.case_sensitive = cased
+    try:
+        return re2.search(rf"(?m)(?:{source})\z" if whole else f"(?m){source}", value, options) is not None
+    except (re2.error, UnicodeEncodeError) as error:
+        raise Untranslatable("what a variable is compared with cannot be tried now") from error
 
 
 def _from_program(macro: str) -> Formula:
