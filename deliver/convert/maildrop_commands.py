@@ -27,7 +27,6 @@ from deliver.convert.patterns import Untranslatable
 FOLDERS = "folders are made and subscribed when mail is filed into them"
 QUOTA = "the quota is kept by ours: maildirsize, else [quota]"
 LEARNING = "nothing is reported or learned here: spamd learns by itself (bayes_auto_learn)"
-BUILT_IN = "is built in"
 
 
 class Effect(NamedTuple):
