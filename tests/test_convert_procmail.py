@@ -735,6 +735,9 @@ def test_hostile_expressions_take_no_time() -> None:
     value = f'X={"a" * 1000}\n:0\n* X ?? a*a*a*(a+)+b\n.x/\n'
     (never,) = convert(value).reported
     assert never.reason == "no message comes to it"
+    sed = ":0 fw\n| sed -e 's/^Subject:/Subject:" + " " * 5000 + "/'\n"
+    assert "tag-subject alone" in convert(sed).reported[0].reason
+    assert convert(f":0\n* {'1' * 5000}^0 ^Subject: x\n.{'x' * 5000}/\n").rules == ()
     for wild in ("[ ]*", '"*'):
         assert convert(f":0 B\n* name={wild * 40}x\n.x/\n").rules == ()
 

@@ -60,7 +60,9 @@ _ANSWERS = re.compile(r"\bformail\s(?:.*\s)?-[a-zA-Z]*r|(?:^|/)vacation(?:\s|$)"
 
 _UNKNOWN_FOLDER = "the folder's name depends on the message, or on a program"
 
-_NAMES = re.compile(r"\$\{?([A-Za-z_][A-Za-z0-9_]*)|([A-Za-z_][A-Za-z0-9_]*)(?=\s*\?\?)")
+_NAMES = re.compile(r"\$\{?([A-Za-z_][A-Za-z0-9_]*)|\b([A-Za-z_][A-Za-z0-9_]*+)(?=\s*\?\?)")
+
+_WEIGHT = r"-?[0-9]{0,9}\.?[0-9]{1,9}"
 
 _MOST_WEIGHED = 8
 """Conditions with weights in one recipe that are reckoned out: each doubles the cases."""
@@ -374,7 +376,7 @@ class _Script:
             text = one.text.strip()
             if re.match(r"\$\s*\$\{?\w+\}?\s*\^", text):  # a weight in a variable
                 text = self._substituted(text[1:])
-            found = re.fullmatch(r"(-?[0-9]*\.?[0-9]+)\s*\^\s*(-?[0-9]*\.?[0-9]+)\s*(.*)", text, re.DOTALL)
+            found = re.fullmatch(rf"({_WEIGHT})\s*\^\s*({_WEIGHT})\s*(.*)", text, re.DOTALL)
             if not found:
                 plain.append(self._condition(text, flags))
                 continue

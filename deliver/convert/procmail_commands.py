@@ -17,7 +17,7 @@ NOT_EDITED = "rules change a message by add-header, remove-header and tag-subjec
 _SUBJECT = placeholder("subject")
 _SED = re.compile(
     r"""(?:\S*/)?sed\s+(?:-e\s*)?(['"])(?:1,/\^\$/\s*)?s(?P<mark>[/|!,])\^Subject:(?:\[[ \t]+\]|\s|\\s)?\*?"""
-    r"""(?P=mark)Subject:\s+(?P<tag>[^/|!,&\\'"$]+?)\s*(?P=mark)[1iI]*\1"""
+    r"""(?P=mark)Subject:\s++(?P<tag>[^/|!,&\\'"$\s](?:[^/|!,&\\'"$]*[^/|!,&\\'"$\s])?)\s*+(?P=mark)[1iI]*\1"""
 )
 
 
