@@ -229,12 +229,13 @@ def recount(maildir_fd: int, *, deadline: float = 60.0) -> bool:
     until = time.monotonic() + deadline
     lock = _lock(maildir_fd, until)
     try:
-        file = _read(maildir_fd)
+        try:
+            file = _read(maildir_fd)
+        except FileNotFoundError:
+            return False
         if not file.data:
             return False
         _rewrite(maildir_fd, _limit(file.data), file.mode, until)
-    except FileNotFoundError:
-        return False
     finally:
         os.close(lock)
     return True
@@ -310,7 +311,7 @@ def _read(maildir_fd: int, flags: int = os.O_RDONLY, append: bytes = b"", after:
     descriptor, found = _open_own(maildir_fd, _NAME, flags)
     try:
         data = b""
-        while len(data) < _FULL_AT and (chunk := os.read(descriptor, _FULL_AT - len(data))):
+        while chunk := os.read(descriptor, _FULL_AT - len(data)):
             data += chunk
         file = _File(data, (found.st_dev, found.st_ino), found.st_mtime, stat.S_IMODE(found.st_mode))
         if append and after and _continues(file, after):

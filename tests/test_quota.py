@@ -39,7 +39,7 @@ def message_in(directory: Path, name: str) -> None:
 
 @pytest.fixture(name="path")
 def make_maildir(tmp_path: Path) -> Path:
-    """1342 bytes in 4 messages, and everything that does not count: deleted ones, Trash, dot files, tmp."""
+    """1342 bytes in 4 messages, and everything that does not count: deleted ones, Trash, dot files, tmp, other Maildirs."""
     path = tmp_path / "Maildir"
     for part in ("tmp", "new", "cur", ".Spam/tmp", ".Spam/cur"):
         (path / part).mkdir(parents=True)
@@ -52,6 +52,7 @@ def make_maildir(tmp_path: Path) -> Path:
     message_in(path / ".Spam" / "new", "5.a.h,S=1000")
     message_in(path / ".Trash" / "new", "6.a.h")
     message_in(path / ".Trash.old" / "new", "7.a.h")
+    message_in(path / "Old" / "new", "8.a.h")  # a folder's name begins with a dot
     return path
 
 
@@ -230,7 +231,15 @@ def plant_hard_link(file: Path) -> None:
     file.with_name("other").hardlink_to(file)
 
 
-PLANTED = [plant_link, plant_directory, plant_fifo, plant_hard_link]
+def plant_strangers(file: Path) -> None:
+    """Another user's file."""
+    if os.geteuid():
+        pytest.skip("only root can give a file away")
+    file.write_bytes(b"1S\n9 9\n")
+    os.chown(file, 65534, 65534)
+
+
+PLANTED = [plant_link, plant_directory, plant_fifo, plant_hard_link, plant_strangers]
 
 
 @pytest.mark.parametrize("plant", PLANTED)
@@ -386,6 +395,29 @@ def test_a_count_that_takes_too_long_leaves_the_file(path: Path) -> None:
         assert not usage.over(10**9)
         assert "could not be counted" in quota.record(maildir.fd, usage, 114, 1)
     assert content(path) == LIMIT + b"-1 -1\n"
+
+
+def test_no_descriptor_stays_open(path: Path) -> None:
+    """A service that leaked one a delivery could not open a file any more after a thousand."""
+    before = os.listdir("/proc/self/fd")
+    for content in (LIMIT + b"5000 5\n", LIMIT + b"-1 -1\n", b"200S\n5000 5\n", b""):
+        (path / "maildirsize").write_bytes(content)
+        deliver(path, default=Limit(10**6))
+        warn(path, 1)
+    (path / "quotawarn").unlink()
+    (path / "quotawarn").mkdir()
+    warn(path, 1)
+    with Maildir(str(path)) as maildir:
+        assert quota.recount(maildir.fd)
+        (path / "tmp").rename(path / "away")
+        with pytest.raises(FileNotFoundError):
+            quota.recount(maildir.fd)
+        (path / "maildirsize").unlink()
+        os.mkfifo(path / "maildirsize")
+        with pytest.raises(PermissionError):
+            quota.recount(maildir.fd)
+        assert quota.assess(maildir.fd, None) is None
+    assert os.listdir("/proc/self/fd") == before
 
 
 def test_recording_never_raises(path: Path) -> None:
