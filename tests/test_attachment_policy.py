@@ -350,6 +350,13 @@ def test_a_virus_comes_first() -> None:
     assert planned(marked, failed, policy).actions[0].verb is Verb.DEFER
 
 
+def test_what_nobody_looked_at_is_not_called_clean() -> None:
+    clean = Verdict("clamd", Finding.CLEAN)
+    assert planned(site("", "[clamd]\n"), clean).headers == b"X-Virus-Status: Clean\n"
+    looked = planned(site("", "[clamd]\n"), clean, Verdict("attachments", Finding.CLEAN))
+    assert looked.headers == b"X-Virus-Status: Clean\nX-Attachment-Status: Clean\n"
+
+
 def test_what_could_not_be_read_is_not_clean() -> None:
     """A walk that fails is as one that ends at its limits."""
     failed = Verdict("attachments", Finding.FAILED, reason="attachments failed", detail="OSError: x")
