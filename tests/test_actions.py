@@ -93,11 +93,13 @@ def open_maildir(tmp_path: Path) -> Iterator[int]:
 
 def test_keywords_are_dovecots(maildir: int, tmp_path: Path) -> None:
     """As Dovecot writes it: "0 NAME" for the letter a."""
+    before = os.listdir("/proc/self/fd")
     (tmp_path / ".A").mkdir()
     (tmp_path / ".A" / "dovecot-keywords").write_text("0 $NotJunk\n1 Work\n25 Last\n26 beyond\nx y\n3\n")
     assert keywords.letters(maildir, "A") == {"$notjunk": "a", "work": "b", "last": "z"}
     assert keywords.letters(maildir, "") == {}
     assert keywords.letters(maildir, "None") == {}
+    assert os.listdir("/proc/self/fd") == before
 
 
 @pytest.mark.parametrize("kind", ["link", "fifo", "large", "linked folder"])

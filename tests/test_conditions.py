@@ -256,6 +256,23 @@ def test_a_long_list_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert holds({"in": "friends"}, outside=outside) is False
 
 
+@pytest.mark.parametrize(("cap", "most", "kept"), [("KEPT", 2, [1, 2, 1, 2]), ("ENTRIES_KEPT", 2, [1, 2, 3, 1])])
+def test_memory_does_not_grow_with_the_number_of_lists(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cap: str, most: int, kept: list[int]
+) -> None:
+    monkeypatch.setattr("deliver.lists.FRESH", -1.0)
+    monkeypatch.setattr(f"deliver.lists.{cap}", most)
+    lists = Lists({"own": "friends.txt"})
+    sizes = []
+    for number in range(4):
+        home = tmp_path / str(number)
+        home.mkdir()
+        (home / "friends.txt").write_text(f"{number}.example.org\n")
+        assert lists.entries("own", str(home), os.geteuid()) == {f"{number}.example.org"}
+        sizes.append(len(lists._kept))
+    assert sizes == kept
+
+
 def test_a_sites_list_that_cannot_be_read_stops_the_delivery(tmp_path: Path) -> None:
     from deliver.errors import NotConfigured
 
