@@ -4,8 +4,8 @@ import pytest
 
 from deliver import config
 from deliver.message import Framing, Message, Source
-from deliver.policy import Case, decide
-from deliver.values import Answer, Envelope, Finding, Plan, Step, Verdict
+from deliver.policy import Case, decide, words
+from deliver.values import Action, Answer, Envelope, Finding, Plan, Step, Verb, Verdict
 
 NOW = 1_795_341_600.0  # Sunday, 22 November 2026, 10:00 UTC
 RECEIVED = b"Received: from a by b; %s +0000\n"
@@ -125,6 +125,11 @@ def test_what_a_scanner_for_spam_says(settings: str, verdict: Verdict, expected:
     assert (said(made), made.flags, made.spam) == (expected, flags, expected != "file INBOX")
 
 
+def test_the_header_says_whose_threshold_it_was() -> None:
+    assert b"X-Spam-Status: No, score=6.9 required=7.0\n" in plan("[spamd]\n[spam]\nrequired-score = 7.0\n", spam(6.9)).headers
+    assert b"X-Spam-Status: Yes, score=6.9 required=5.0\n" in plan("[spamd]\n", spam(6.9)).headers
+
+
 @pytest.mark.parametrize(
     ("rule", "expected"),
     [
@@ -198,6 +203,27 @@ def test_of_several_scanners_for_spam_one_that_told_counts() -> None:
 def test_points_cannot_change_what_has_no_threshold() -> None:
     told = Verdict("spamd", Finding.SPAM, score=6.0)
     assert said(plan('[spamd]\n[[rule]]\nsees = "all"\nadd-score = -9.0\n', told)) == "file Spam"
+
+
+def test_a_plan_in_words() -> None:
+    made = Plan(
+        (Action(Verb.FILE, "INBOX"), Action(Verb.FILE, "Lists"), Action(Verb.FORWARD, "c@z"), Action(Verb.PIPE, "crm")), ""
+    )
+    assert words(made) == "goes into the inbox, goes into Lists, is sent on to c@z, is given to the program crm"
+    for verb, expected in (
+        (Verb.QUARANTINE, "is held in quarantine"),
+        (Verb.DISCARD, "is deleted"),
+        (Verb.BOUNCE, "goes back to its sender"),
+        (Verb.DEFER, "is left with the mail server for another try"),
+    ):
+        assert words(Plan((Action(verb),), "")) == expected
+
+
+def test_a_keyword_that_no_mail_program_uses_is_told() -> None:
+    steps: list[Step] = []
+    plan('[[rule]]\nflag = "keyword:Work"\ncopy = "Copies"\n', steps=steps)
+    told = [step.text for step in steps if step.text.startswith("the keyword ")]
+    assert told == [f"the keyword Work is not set: no mail program has used it in {one} yet" for one in ("Copies", "the inbox")]
 
 
 def test_the_order_is_virus_then_what_was_not_scanned() -> None:
