@@ -336,6 +336,7 @@ def test_no_user_runs_what_the_site_did_not_name_for_users(trick: str) -> None:
         'remove-header = "X:Y"',
         'remove-header = "X\\nY"',
         'remove-header = "From"',
+        'remove-header = "X-MS-*"',
         'flag = "$a\\nb"',
         'flag = "keyword:a b"',
         'flag = "keyword:"',

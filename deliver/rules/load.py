@@ -491,6 +491,8 @@ def _mark(flag: str) -> tuple[str, str]:
 def _header_line(name: str, value: object) -> tuple[str, str]:
     if not FIELD_NAME.fullmatch(name):
         raise ValueError(f'"{name}" is no header field\'s name: those are ASCII, without blanks and colons')
+    if re.search("[*?]", name):
+        raise ValueError(f'"{name}" is no pattern here: write each name whole')
     if name.lower() in _OURS or name.lower().startswith(_OUR_PREFIX):
         raise ValueError(f'"{name}" is one of the lines that only the filter itself writes')
     text = _string(value, "a value").strip(" ")
@@ -504,6 +506,8 @@ def _header_line(name: str, value: object) -> tuple[str, str]:
 def _removable(name: str) -> bytes:
     if not FIELD_NAME.fullmatch(name):
         raise ValueError(f'"{name}" is no header field\'s name: those are ASCII, without blanks and colons')
+    if re.search("[*?]", name):
+        raise ValueError(f'"{name}" is no pattern here: write each name whole')
     if name.lower() in _OURS or name.lower().startswith(_OUR_PREFIX):
         raise ValueError(f'"{name}" is one of the lines that only the filter itself writes and removes')
     if name.lower() in _KEPT:
