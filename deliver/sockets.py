@@ -38,7 +38,8 @@ def listen(address: str, mode: int) -> tuple[socket.socket, str]:
             advice = f"; uid {uid} must be able to write to {directory}"
         elif isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
             advice = "; it is taken by something else: choose another, or remove that"
-        raise Deferred(f"[service]: cannot listen at {address}: {error}{advice}") from error
+        words = getattr(error, "strerror", "") or error
+        raise Deferred(f"[service]: cannot listen at {address}: {words}{advice}") from error
     door.setblocking(False)
     return door, ""
 

@@ -1,6 +1,8 @@
 """Several daemons that do the same, asked in turn within one deadline."""
 
 import asyncio
+import errno
+import os
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TypeVar
@@ -114,9 +116,12 @@ async def first_answer(
 
 
 def describe(error: BaseException) -> str:
-    """Name an exception in one line of ASCII for the log: its words, or where it has none its type."""
-    text = str(error)
-    words = text if isinstance(error, BadAnswer) else f"{type(error).__name__}: {text}"
+    """Name an exception in one line of ASCII for the log: its words, the system's, or else its type as well."""
+    words = f"{type(error).__name__}: {error}"
+    if isinstance(error, BadAnswer):
+        words = str(error)
+    elif isinstance(error, OSError) and error.strerror:  # asyncio's own words and getaddrinfo(3)'s have other numbers
+        words = os.strerror(error.errno) if error.errno and error.errno in errno.errorcode else error.strerror
     return printable(words, _DETAIL_LIMIT)
 
 
