@@ -31,8 +31,9 @@ def spam(score: float) -> Verdict:
 class Mailbox:
     """Full, if the test says so; with the one folder Lists."""
 
-    def __init__(self, full: str = "") -> None:
+    def __init__(self, full: str = "", answered: str = "") -> None:
         self.full = full
+        self.why_not = answered
 
     def has_folder(self, name: str) -> bool:
         return name == "Lists"
@@ -47,18 +48,24 @@ class Mailbox:
         return {}
 
     def answered(self, _answer: Answer, _now: float) -> str:
-        return ""
+        return self.why_not
 
 
 def plan(
-    site: str, *verdicts: Verdict, header: bytes = FRESH, full: str = "", extension: str = "", steps: list[Step] | None = None
+    site: str,
+    *verdicts: Verdict,
+    header: bytes = FRESH,
+    full: str = "",
+    answered: str = "",
+    extension: str = "",
+    steps: list[Step] | None = None,
 ) -> Plan:
     settings, problems = config.parse(site.encode(), "site.toml")
     assert settings is not None
     assert not [problem for problem in problems if not problem.warning]
     message = Message(Source.of(header + b"Subject: x\n\nx\n"), Framing())
     envelope = Envelope("a@x", "b@x", "/nowhere/Maildir", extension)
-    case = Case(message, envelope, verdicts, settings, settings.spam, settings.rules, "", Mailbox(full), NOW)
+    case = Case(message, envelope, verdicts, settings, settings.spam, settings.rules, "", Mailbox(full, answered), NOW)
     return decide(case, (steps if steps is not None else []).append)
 
 
@@ -110,6 +117,7 @@ def test_what_a_scanner_for_viruses_says(settings: str, verdict: Verdict, header
         ("", spam(5.0), "file Spam", ""),
         ("", spam(12.0), "file Spam", ""),
         ("", spam(12.1), "discard", ""),  # strictly above
+        ("", Verdict("spamd", Finding.SPAM), "file Spam", ""),  # without a score
         ("", ham(12.1), "file INBOX", ""),  # the scanner's own word
         ("delete-above = 20.0", spam(19.9), "file Spam", ""),
         ('folder = "Junk"\nmark-read = true', spam(5.0), "file Junk", "S"),
@@ -203,6 +211,36 @@ def test_of_several_scanners_for_spam_one_that_told_counts() -> None:
 def test_points_cannot_change_what_has_no_threshold() -> None:
     told = Verdict("spamd", Finding.SPAM, score=6.0)
     assert said(plan('[spamd]\n[[rule]]\nsees = "all"\nadd-score = -9.0\n', told)) == "file Spam"
+
+
+@pytest.mark.parametrize(
+    ("verdict", "header", "answered", "why"),
+    [
+        (ham(0.0), b"To: b@x\n", "", ""),
+        (spam(6.0), b"To: b@x\n", "", "it is spam"),
+        (Verdict("clamd", Finding.VIRUS, ("A",)), b"To: b@x\n", "", "it has a virus"),
+        (ham(0.0), b"To: b@x\nPrecedence: bulk\n", "", "Precedence"),  # RFC 3834 section 2
+        (ham(0.0), b"To: b@x\n", "a@x had one a day ago", "a@x had one a day ago"),
+    ],
+)
+def test_whom_a_rule_answers(verdict: Verdict, header: bytes, answered: str, why: str) -> None:
+    steps: list[Step] = []
+    rule = '[[rule]]\nsees = "all"\nreply = "I am away."\n'
+    made = plan(f'[clamd]\non-virus = "mark"\n[spamd]\n{rule}', verdict, header=FRESH + header, answered=answered, steps=steps)
+    assert (made.answer is None) is bool(why)
+    told = [step.text for step in steps if step.text.startswith(("no reply goes out: ", "a@x gets a reply"))]
+    assert len(told) == 1
+    assert why in told[0]
+
+
+@pytest.mark.parametrize("site", ["[quota]\n", '[quota]\nover = "defer"\n'])
+def test_who_hears_of_a_message_in_another_way_gets_no_reply(site: str) -> None:
+    rule = '[[rule]]\nreply = "I am away."\n'
+    assert plan(f"[spamd]\n{site}{rule}", ham(0.0), header=FRESH + b"To: b@x\n", full="full").answer is None
+    bounce = plan(f"[spamd]\n{rule}[[rule]]\nbounce = true\n", ham(0.0), header=FRESH + b"To: b@x\n")
+    assert (said(bounce), bounce.answer) == ("bounce 5.7.1", None)
+    waits = plan(f"[spamd]\n{rule}", SPAM_FAILED, header=FRESH + b"To: b@x\n")
+    assert (said(waits), waits.answer) == ("defer 4.3.2", None)
 
 
 def test_a_plan_in_words() -> None:
