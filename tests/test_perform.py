@@ -76,11 +76,13 @@ class Part:
 
 def test_everything_is_prepared_then_sent_on_then_committed() -> None:
     world = World()
-    done = world.perform(FORWARD, FILE, PIPE, HOLD)
+    steps: list[Step] = []
+    done = world.perform(FORWARD, FILE, PIPE, HOLD, note=steps.append)
     assert world.events == [
         "prepare Lists Sb", "prepare hold", "program crm", "send a@x c@z", "commit Lists Sb", "commit hold",
     ]  # fmt: skip
     assert done.actions == (FORWARD, FILE, PIPE, HOLD)
+    assert [step.text for step in steps] == ["the program crm took it", "queued for c@z"]
     assert world.tools.held == ["id1"]
     (held,) = world.held
     assert held.recipient == "caf\ufffd@y"  # JSON takes no lone surrogate
