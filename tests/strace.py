@@ -4,6 +4,7 @@ A run without faults gives the list of calls. ``when=N`` counts the calls of one
 to strace by its name and the number of calls of that name before it in its thread.
 """
 
+import contextlib
 import functools
 import os
 import re
@@ -115,6 +116,14 @@ def inject(fault: Fault, command: Sequence[str], log: Path, *, patience: float =
     return Done(done.returncode, done.stdout, hits)
 
 
+def _end_session(leader: int) -> None:
+    """Kill all processes of a session: not a process group, of which maildrop makes one of its own (setpgrp(2))."""
+    for pid in (int(name) for name in os.listdir("/proc") if name.isdigit()):
+        with contextlib.suppress(ProcessLookupError):
+            if os.getsid(pid) == leader:
+                os.kill(pid, signal.SIGKILL)
+
+
 def _strace(
     options: Sequence[str], command: Sequence[str], log: Path, patience: float = _TIMEOUT, **settings: Any
 ) -> "subprocess.CompletedProcess[bytes]":
@@ -124,6 +133,6 @@ def _strace(
         try:
             output, errors = process.communicate(timeout=patience)
         except BaseException:
-            os.killpg(process.pid, signal.SIGKILL)  # strace's end alone would let the others go on
+            _end_session(process.pid)  # strace's end alone would let the others go on
             raise
         return subprocess.CompletedProcess(words, process.returncode, output, errors)
